@@ -1,0 +1,173 @@
+"""Samplers: functions over a denoiser. The schedules are diffusers', the randomness is ours and counter-based."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, final
+
+import numpy as np
+
+from streaming.backbone import NoiseLevel
+from streaming.errors import UserError
+from streaming.types import Latents
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+KINDS = ("ddim", "dpm++", "dpm++sde", "euler")
+"""DDIM; DPM-Solver++ 2M; its SDE form; Euler for rectified flow."""
+
+
+@final
+@dataclass(frozen=True)
+class Step:
+    """Where a trajectory is."""
+
+    index: int
+    """0 for the first (noisiest) step taken."""
+    time: float
+    """In the scheduler's unit: 0..999 for a diffusion, 1000 * t for a rectified flow."""
+    level: NoiseLevel
+    """Signal and noise in the latents at this time."""
+
+
+Denoise: TypeAlias = Callable[[Latents, Step], Latents]
+"""Noisy latents at a step -> the network's (guided) prediction, in float32 and in the scheduler's prediction type.
+
+A rectified flow's network predicts noise - x_0, the direction towards the noise (negate a network that predicts
+x_0 - noise).
+"""
+
+StepNoise: TypeAlias = Callable[[int], Latents]
+"""Index of a step -> standard normal noise of the latents' shape, for solvers that add some."""
+
+
+@final
+@dataclass(frozen=True)
+class Sampler:
+    """A solver and its settings; holds no state between trajectories."""
+
+    kind: str
+    """One of `KINDS`."""
+    steps: int
+    """Evaluations in a trajectory."""
+    eta: float = 1.0
+    """DDIM only: 0 deterministic, 1 as much fresh noise as ancestral sampling."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"unknown sampler '{self.kind}': choose one of {', '.join(KINDS)}")
+        if not 1 <= self.steps <= 1000:
+            raise UserError(f"{self.steps} denoising steps: choose between 1 and 1000")
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"an eta of {self.eta}: choose between 0 and 1")
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        start: Latents,
+        noise: StepNoise,
+        scheduler: "SchedulerMixin",
+        *,
+        strength: float = 1.0,
+        clean: Latents | None = None,
+    ) -> Latents:
+        """Latents at the end of a trajectory.
+
+        start: standard normal noise. With `clean` (SDEdit) the trajectory begins with `clean` noised by `start` at the
+        share `strength` of the noise schedule, and all `steps` fall into that part. `scheduler` gives the noise
+        schedule and the prediction type; it is copied, never changed.
+        Raises UserError as `plan` does.
+        """
+        solver, steps = self.plan(scheduler, strength)
+        first = steps[0].level
+        latents = start if clean is None else first.signal * clean + first.noise * start
+        for step, after in zip(steps, [*steps[1:], None], strict=True):
+            latents = self._advance(solver, denoise(latents, step), latents, step, after, noise)
+        return latents
+
+    def plan(self, scheduler: "SchedulerMixin", strength: float = 1.0) -> tuple[Any, list[Step]]:
+        """A fresh solver and the steps that it will take.
+
+        Raises UserError for a strength outside (0, 1], more steps than the schedule has times, and a sampler that
+        does not belong to the kind of model.
+        """
+        if not 0 < strength <= 1:
+            raise UserError(f"a strength of {strength}: choose more than 0 and at most 1")
+        solver = self._solver(scheduler)
+        total, most = max(self.steps, round(self.steps / strength)), solver.config["num_train_timesteps"]
+        most -= self.kind.startswith("dpm++")  # which needs a time between any two steps
+        if total > most:
+            raise UserError(f"{self.steps} steps at strength {strength:g}: choose at most {int(most * strength)} steps")
+        begin = total - self.steps
+        if self.kind == "euler":
+            solver.set_timesteps(
+                sigmas=np.linspace(1, 1 / total, total).tolist()
+            )  # the shift is applied to these, once
+        else:
+            solver.set_timesteps(total)
+        if self.kind.startswith("dpm++") and len(solver.timesteps) > total:  # rounding: one too many, after the last
+            solver.set_timesteps(timesteps=solver.timesteps[:total].tolist())
+        if self.kind != "ddim":
+            solver.set_begin_index(begin)
+        times = solver.timesteps[begin:total]
+        return solver, [Step(i, float(t), _level(solver, begin + i)) for i, t in enumerate(times)]
+
+    def _solver(self, scheduler: "SchedulerMixin") -> Any:
+        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+        config = dict(scheduler.config)  # pyright: ignore[reportAttributeAccessIssue]
+        is_diffusion = "beta_schedule" in config
+        if is_diffusion == (self.kind == "euler"):
+            suitable = ", ".join(KINDS[:3]) if is_diffusion else KINDS[3]
+            model = "a diffusion" if is_diffusion else "a rectified flow"
+            raise UserError(f"the sampler '{self.kind}' does not suit {model}, which this model is: choose {suitable}")
+        if self.kind == "euler":
+            return FlowMatchEulerDiscreteScheduler.from_config(_known(config, FlowMatchEulerDiscreteScheduler))
+        if self.kind == "ddim":
+            return DDIMScheduler.from_config(_known(config, DDIMScheduler))
+        algorithm = "sde-dpmsolver++" if self.kind == "dpm++sde" else "dpmsolver++"
+        own = _known(config, DPMSolverMultistepScheduler)
+        return DPMSolverMultistepScheduler.from_config(own, algorithm_type=algorithm)
+
+    def _advance(
+        self, solver: Any, prediction: Latents, latents: Latents, step: Step, after: Step | None, noise: StepNoise
+    ) -> Latents:
+        if self.kind == "ddim":
+            return self._ddim(solver, prediction, latents, step, after, noise)
+        time = solver.timesteps[solver.begin_index + step.index]
+        if self.kind == "dpm++sde":
+            fresh = noise(step.index).to(latents)
+            return solver.step(prediction, time, latents, variance_noise=fresh).prev_sample
+        return solver.step(prediction, time, latents).prev_sample
+
+    def _ddim(
+        self, solver: Any, prediction: Latents, latents: Latents, step: Step, after: Step | None, noise: StepNoise
+    ) -> Latents:
+        """DDIM to the next time of the plan. (diffusers' own goes 1000 // steps back, past it for most step counts.)"""
+        clean = solver.step(prediction, int(step.time), latents).pred_original_sample
+        now, then = step.level, after.level if after else _level_of(float(solver.final_alpha_cumprod))
+        added = self.eta * then.noise / now.noise * max(0.0, 1 - (now.signal / then.signal) ** 2) ** 0.5
+        kept = max(0.0, then.noise**2 - added**2) ** 0.5
+        latents = then.signal * clean + kept * (latents - now.signal * clean) / now.noise
+        return latents + added * noise(step.index).to(latents) if added else latents
+
+
+def _known(config: dict[str, Any], solver: Any) -> dict[str, Any]:
+    """The part of a configuration that a solver reads; diffusers warns of the rest."""
+    import inspect
+
+    return {name: value for name, value in config.items() if name in inspect.signature(solver.__init__).parameters}
+
+
+def _level(solver: Any, index: int) -> NoiseLevel:
+    """Level of the solver's time at an index."""
+    if not hasattr(solver, "sigmas"):
+        return _level_of(float(solver.alphas_cumprod[int(solver.timesteps[index])]))
+    sigma = float(solver.sigmas[index])
+    if not hasattr(solver, "alphas_cumprod"):
+        return NoiseLevel(1 - sigma, sigma)
+    return _level_of(1 / (sigma**2 + 1))
+
+
+def _level_of(kept: float) -> NoiseLevel:
+    return NoiseLevel(kept**0.5, (1 - kept) ** 0.5)
