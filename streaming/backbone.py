@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from streaming.sites import ContextSite, Deltas, FeatureSite
-from streaming.types import Features, Latents, TokenMask, Tokens
+from streaming.types import Features, Latents, SiteFeatures, TokenMask, Tokens
 
 
 @final
@@ -85,7 +85,7 @@ class FeatureEncoder(nn.Module, ABC):
         """Channels that `condition` must have: those of the features after the first layer."""
 
     @abstractmethod
-    def forward(self, call: Call, condition: Features) -> Mapping[str, Features]:
+    def forward(self, call: Call, condition: Features) -> Mapping[str, SiteFeatures]:
         """Features of the condition at every feature site.
 
         `call` holds as many latent frames as `condition` spans; condition [batch, span, positions, condition_width]

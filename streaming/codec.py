@@ -59,6 +59,11 @@ class TextEncoder(nn.Module, ABC):
     def forward(self, prompts: Sequence[str]) -> EncodedText:
         """Tokens of each prompt. Raises UserError, naming them, for words that the model cannot know."""
 
+    @property
+    def vocabulary(self) -> tuple[str, ...] | None:
+        """The words of a closed vocabulary, sorted. Default: None, any word can be read."""
+        return None
+
 
 class ImageEncoder(nn.Module, ABC):
     """Images to one embedding each (CLIP's pooled image embedding, for APM)."""

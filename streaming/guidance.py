@@ -49,7 +49,7 @@ class ClassifierFree(Guidance):
     scale: float
     """1 is the conditional prediction; the published code uses 7.5."""
     rescale: float = 0.0
-    """Share of the result brought back to the conditional row's standard deviation over a whole chunk (enhancer: 0.2)."""
+    """Share of the result brought back to the conditional row's standard deviation over a chunk (enhancer: 0.2)."""
 
     @property
     def rows(self) -> tuple[Guided, ...]:

@@ -14,6 +14,9 @@ Latents: TypeAlias = Float[Tensor, "batch channels frames high wide"]
 Features: TypeAlias = Float[Tensor, "batch span positions width"]
 """Activations at a feature site; positions are the H*W cells of a UNet level or the spatial tokens of a DiT."""
 
+SiteFeatures: TypeAlias = Float[Tensor, "_ _ _ _"]
+"""Features where several sites stand side by side, each with its own positions and width."""
+
 Tokens: TypeAlias = Float[Tensor, "batch tokens depth"]
 """Text or image tokens as cross-attention reads them."""
 

@@ -1,0 +1,122 @@
+"""Reading videos, a few frames at a time, and images."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from streaming.errors import UserError
+from streaming.types import Frames
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+
+PIECE = 16
+"""Frames that are handed out at once."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """An opened video."""
+
+    fps: float
+    """Frames a second."""
+    height: int
+    """Pixels, as shown (after rotation)."""
+    width: int
+    """Pixels, as shown (after rotation)."""
+    pieces: Iterator[Frames]
+    """The frames in order, [1, at most 16, 3, height, width] in [0, 1]; can be read once."""
+
+
+def read_video(path: Path | str) -> Video:
+    """Opens a video; only a few frames are held at a time.
+
+    Raises UserError (while reading, too) if there is no such file, or no video in it, or it is damaged.
+    """
+    path = Path(path)
+    container = _open(path)
+    streams = [stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic]
+    if not streams:
+        container.close()
+        raise UserError(f"{path} holds no video (only sound or pictures): give a video file")
+    stream = streams[0]
+    images = _images(container, path, stream.index)
+    first = next(images, None)
+    if first is None:
+        raise UserError(f"{path} holds no frame that can be read: is it complete?")
+    rate = stream.average_rate or stream.guessed_rate or stream.base_rate
+    return Video(
+        fps=float(rate) if rate else 8.0, height=first.shape[-2], width=first.shape[-1], pieces=_pieces(first, images)
+    )
+
+
+def _open(path: Path) -> "InputContainer":
+    import av
+    from av.error import FFmpegError
+
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give the path of a video")
+    try:
+        return av.open(path)
+    except (FFmpegError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a video: {_reason(error)}") from error
+
+
+def _images(container: "InputContainer", path: Path, index: int) -> Iterator[Float[Tensor, "3 rows cols"]]:
+    from av import VideoFrame
+    from av.error import FFmpegError
+
+    count = 0
+    with container:
+        try:
+            for frame in container.decode(container.streams[index]):
+                assert isinstance(frame, VideoFrame)
+                yield _image(frame)
+                count += 1
+        except (FFmpegError, OSError) as error:
+            raise UserError(f"{path} is damaged after frame {count}: {_reason(error)}") from error
+
+
+def _image(frame: "VideoFrame") -> Float[Tensor, "3 rows cols"]:
+    """RGB, the right way up. `rotation` counts degrees counterclockwise, as `rot90` does."""
+    image = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    return torch.rot90(image, round(frame.rotation / 90), dims=(1, 2)).float() / 255
+
+
+def _pieces(first: Tensor, images: Iterator[Tensor]) -> Iterator[Frames]:
+    piece = [first]
+    for image in images:
+        if len(piece) == PIECE:
+            yield torch.stack(piece)[None]
+            piece = []
+        piece.append(image)
+    yield torch.stack(piece)[None]
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return text.splitlines()[0].lower() if text else type(error).__name__
+
+
+def read_image(path: Path | str) -> Float[Tensor, "3 rows cols"]:
+    """An image as RGB in [0, 1], the right way up (EXIF). Raises UserError if it cannot be read."""
+    from PIL import Image, ImageOps
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give the path of an image")
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image: {_reason(error)}") from error
+    import numpy
+
+    return torch.from_numpy(numpy.array(image)).permute(2, 0, 1).float() / 255

@@ -1,0 +1,160 @@
+"""Plugins by entry points. Policy: one that is broken is reported and skipped, two that claim one name are an error.
+
+Finding them reads metadata only, not even torch is imported; a plugin is imported when it is asked for.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from streaming.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from streaming.blend import ChunkBlender
+    from streaming.memory import LongTermMemory, ShortTermMemory
+    from streaming.model import Backend, Model
+
+BACKBONES = "streaming.backbones"
+SHORT_TERM_MEMORIES = "streaming.short_term_memories"
+LONG_TERM_MEMORIES = "streaming.long_term_memories"
+BLENDERS = "streaming.blenders"
+
+
+@final
+@dataclass(frozen=True)
+class Loaded:
+    """What became of a group's plugins."""
+
+    working: Mapping[str, Any]
+    """What each entry point refers to, by name."""
+    problems: tuple[str, ...]
+    """One line for each plugin that cannot be imported."""
+
+
+def discover(group: str) -> Mapping[str, EntryPoint]:
+    """Entry points of a group by name, sorted; nothing is imported.
+
+    Raises UserError, naming both, if two distributions or two values claim one name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for entry in sorted(entry_points(group=group), key=lambda entry: (entry.name, entry.value, _owner(entry))):
+        first = found.setdefault(entry.name, entry)
+        if (first.value, _owner(first)) != (entry.value, _owner(entry)):
+            raise UserError(
+                f"two plugins of {group} are named '{entry.name}': {first.value} of {_owner(first)} and "
+                f"{entry.value} of {_owner(entry)}; uninstall one of the two"
+            )
+    return found
+
+
+def load(group: str, name: str) -> Any:
+    """What the entry point of that name refers to. Only this plugin is imported.
+
+    Raises UserError if there is none of that name, listing what there is, or if it cannot be imported.
+    """
+    known = discover(group)
+    if name not in known:
+        raise UserError(_unknown(group, name, known))
+    try:
+        return known[name].load()
+    except Exception as error:
+        raise UserError(_broken(known[name], error)) from error
+
+
+def load_all(group: str) -> Loaded:
+    """Every plugin of a group. Those that cannot be imported are skipped, listed, and warned of."""
+    working, problems = {}, []
+    for name, entry in discover(group).items():
+        try:
+            working[name] = entry.load()
+        except Exception as error:  # a stranger's module may raise anything
+            problems.append(_broken(entry, error))
+            warnings.warn(problems[-1], stacklevel=2)
+    return Loaded(working, tuple(problems))
+
+
+def open_model(
+    name_or_dir: str, *, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
+) -> "Model":
+    """The base model that a registered name stands for, or the one in a folder. dtype None: float32.
+
+    Raises UserError if it is neither, or if no or more than one backend knows the folder.
+    """
+    backend, folder = _backend(name_or_dir)
+    model = backend.load(folder, **_placement(device, dtype))
+    return replace(model, name=name_or_dir)
+
+
+def open_enhancer(
+    name_or_dir: str, *, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
+) -> "Model":
+    """The video-to-video model that belongs to a registered name or a folder. Raises UserError if there is none."""
+    backend, folder = _backend(name_or_dir)
+    model = backend.enhancer(folder, **_placement(device, dtype))
+    if model is None:
+        raise UserError(f"the model '{name_or_dir}' has no enhancer: leave --enhance out or choose another model")
+    return replace(model, name=name_or_dir)
+
+
+def make_short_term(name: str, model: "Model", weights: Path | None = None) -> "ShortTermMemory[Any]":
+    """The short-term memory of that name, for a model. Raises UserError for an unknown name."""
+    return load(SHORT_TERM_MEMORIES, name)(model, weights)
+
+
+def make_long_term(name: str, model: "Model", weights: Path | None = None) -> "LongTermMemory[Any]":
+    """The long-term memory of that name, for a model. Raises UserError for an unknown name."""
+    return load(LONG_TERM_MEMORIES, name)(model, weights)
+
+
+def make_blender(name: str, chunk: int, overlap: int) -> "ChunkBlender":
+    """The blender of that name for chunks of so many latent frames. Raises UserError for an unknown name."""
+    return load(BLENDERS, name)(chunk, overlap)
+
+
+def _placement(device: "torch.device | str", dtype: "torch.dtype | None") -> dict[str, Any]:
+    import torch
+
+    return {"device": torch.device(device), "dtype": dtype or torch.float32}
+
+
+def _backend(name_or_dir: str) -> "tuple[Backend, Path | None]":
+    if name_or_dir in discover(BACKBONES):
+        return load(BACKBONES, name_or_dir)(), None
+    folder = Path(name_or_dir)
+    if not folder.is_dir():
+        raise UserError(_unknown(BACKBONES, name_or_dir, discover(BACKBONES)))
+    loaded = load_all(BACKBONES)
+    backends = {name: plugin() for name, plugin in loaded.working.items()}
+    matching = [name for name, backend in backends.items() if backend.matches(folder)]
+    if len(matching) > 1:
+        raise UserError(f"more than one backend knows {folder}: {', '.join(matching)}; uninstall all but one")
+    if not matching:
+        skipped = f" (skipped: {'; '.join(loaded.problems)})" if loaded.problems else ""
+        raise UserError(f"no backend knows the model in {folder}: installed are {', '.join(backends)}{skipped}")
+    return backends[matching[0]], folder
+
+
+def _unknown(group: str, name: str, known: Mapping[str, EntryPoint]) -> str:
+    what = group.removeprefix("streaming.").replace("_", " ").replace("memories", "memory").removesuffix("s")
+    if group == BACKBONES:
+        what = "model, and no folder,"
+    if not known:
+        return f"no {what} '{name}': none is installed, run 'pip install .' in the project's folder"
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"no {what} '{name}': {hint}there are {', '.join(known)}"
+
+
+def _broken(entry: EntryPoint, error: Exception) -> str:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"the plugin '{entry.name}' ({entry.value} of {_owner(entry)}) cannot be imported: {reason}"
+
+
+def _owner(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "an unknown distribution"
