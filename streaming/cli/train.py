@@ -1,0 +1,56 @@
+"""`streamingt2v train PART`: train one part of a model; found by the entry point group `streaming.trainers`."""
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from streaming.errors import UserError
+
+
+def train(
+    part: Annotated[
+        str, typer.Argument(help="What to train: vae, clip, judge, base, enhancer, cam, apm or a plugin's.")
+    ],
+    work: Annotated[Path, typer.Option(help="Model directory that grows part by part; training resumes from it.")],
+    steps: Annotated[int | None, typer.Option(help="Steps of the whole plan.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Save and stop after these minutes; run again to go on.")
+    ] = None,
+    within: Annotated[float | None, typer.Option(help="Fit the whole plan into these minutes.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Clips per process and step.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile with torch.compile.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    toy: Annotated[bool, typer.Option("--toy", help="Toy sizes, to rehearse.")] = False,
+    dataset: Annotated[str, typer.Option(help="Captioned clips to train on.")] = "procedural-world",
+) -> None:
+    """Train one part of a model on captioned clips.
+
+    Several GPUs: `accelerate launch --num_processes N -m streaming.cli.train PART --work DIR`.
+    Raises UserError if no trainer has that name or an option is out of range.
+    """
+    from streaming.training import TrainOptions
+
+    found = {point.name: point for point in entry_points(group="streaming.trainers")}
+    if part not in found:
+        raise UserError(f'no trainer is called "{part}"; there are: {", ".join(sorted(found))}')
+    options = TrainOptions(
+        work=work, steps=steps, minutes=minutes, within=within, batch=batch, compile=compile, device=device, toy=toy,
+        dataset=dataset,
+    )  # fmt: skip
+    found[part].load()(options)
+
+
+def _main() -> None:
+    import sys
+
+    try:
+        typer.run(train)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    _main()
