@@ -1,0 +1,1 @@
+"""What is trained or plugged onto a frozen base model: CAM, APM, their files and their training."""
