@@ -1,0 +1,117 @@
+"""Rolling pools of rendered scenes: what each part trains on, made on the training device a slice at a time."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from backends.embedded.tokenizer import token_numbers
+from backends.world import captions, render, sample_scenes
+from backends.world.scene import Scenes
+from streaming.datasets import RollingPool, Samples
+from streaming.errors import UserError
+from streaming.keys import Key
+from streaming.training import TrainOptions
+
+FPS = 8.0
+"""Frames a second of every clip."""
+LATEST_START = 60.0
+"""Clips begin between 0 and this many seconds."""
+PERIOD = 6
+"""How often a clip is used on average: rendering and encoding then cost about a tenth of the time."""
+FRAMES_AT_ONCE = {"cuda": 512, "cpu": 16}
+"""64 × 64 frames (or as many pixels) that are coded together: a CPU is slow with more."""
+
+
+def require_world(options: TrainOptions) -> None:
+    """The embedded parts need the world's masks and attributes. Raises UserError for another dataset."""
+    if options.dataset != "procedural-world":
+        raise UserError(f'this part trains on "procedural-world" only, not on --dataset {options.dataset}')
+
+
+def world_pool(
+    key: Key,
+    device: torch.device,
+    make: Callable[[Scenes, torch.Generator], Samples],
+    *,
+    clips: int,
+    slices: int,
+    period: int = PERIOD,
+) -> RollingPool:
+    """A pool of `slices` × `clips` samples; `make` gets the scenes of one slice (on `device`) and a CPU generator."""
+
+    def slice_of(index: int) -> Samples:
+        generator = key.fold("slice", index).generator()
+        scenes = sample_scenes(clips, generator, split="train")
+        with torch.no_grad():
+            return make(scenes.to(device), generator)
+
+    return RollingPool(slice_of, slices=slices, period=period)
+
+
+def random_start(n: int, generator: torch.Generator, device: torch.device) -> Float[Tensor, " n"]:
+    """Start times in seconds."""
+    return (torch.rand(n, generator=generator) * LATEST_START).to(device)
+
+
+def signed(frames: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """RGB bytes to [-1, 1]."""
+    return frames.float() / 127.5 - 1
+
+
+def freeze(model: nn.Module, device: torch.device) -> Any:
+    """A model for use without training, on the device."""
+    return model.requires_grad_(False).eval().to(device)
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 on CUDA; float32 elsewhere (a CPU is slower in bfloat16)."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+@torch.no_grad()
+def encode(vae: Any, frames: UInt8[Tensor, "clips time 3 rows cols"]) -> Float[Tensor, "clips channels time high wide"]:
+    """Latents (means of the posterior) of clips."""
+    flat = frames.flatten(0, 1)
+    count = max(1, FRAMES_AT_ONCE[frames.device.type] * 64 * 64 // (flat.shape[-1] * flat.shape[-2]))
+    with half_precision(frames.device):
+        means = [vae.encode(signed(part)).latent_dist.mean.float() for part in flat.split(count)]
+    return torch.cat(means).unflatten(0, frames.shape[:2]).transpose(1, 2)
+
+
+@torch.no_grad()
+def decode(
+    vae: Any, latents: Float[Tensor, "clips channels time high wide"]
+) -> UInt8[Tensor, "clips time 3 rows cols"]:
+    """Clips of latents."""
+    flat = latents.transpose(1, 2).flatten(0, 1)
+    count = max(1, FRAMES_AT_ONCE[latents.device.type] * 64 // (flat.shape[-1] * flat.shape[-2]))
+    with half_precision(latents.device):
+        parts = [vae.decode(part).sample.float() for part in flat.split(count)]
+    frames = ((torch.cat(parts) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return frames.unflatten(0, (latents.shape[0], latents.shape[2]))
+
+
+@torch.no_grad()
+def text_states(tokenizer: Any, encoder: Any, lines: Sequence[str]) -> Float[Tensor, "lines tokens depth"]:
+    """What the U-Net reads of captions: the text encoder's last states, padding included."""
+    numbers = token_numbers(tokenizer, lines).to(encoder.device)
+    return encoder(numbers).last_hidden_state.float()
+
+
+def latent_slices(
+    vae: Any, tokenizer: Any, text_encoder: Any, *, frames: int, size: int
+) -> Callable[[Scenes, torch.Generator], Samples]:
+    """Makes slices: latents [clips, channels, frames, high, wide], two captions' states [clips, 2, tokens, depth]."""
+
+    def make(scenes: Scenes, generator: torch.Generator) -> Samples:
+        start = random_start(len(scenes), generator, scenes.device)
+        latents = encode(vae, render(scenes, frames=frames, start=start, fps=FPS, size=size))
+        on_cpu = scenes.to("cpu")
+        lines = captions(on_cpu, generator) + captions(on_cpu, generator)
+        states = text_states(tokenizer, text_encoder, lines).unflatten(0, (2, len(scenes))).transpose(0, 1)
+        return {"latents": latents.half(), "text": states.half()}
+
+    return make

@@ -1,0 +1,78 @@
+"""The JSON files of a model folder; among them streamingt2v.json, the settings that it was made for."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from streaming.backbone import Window
+from streaming.errors import UserError
+from streaming.model import Defaults
+
+FILE = "streamingt2v.json"
+"""Beside the folder's model_index.json: the fields of `Defaults`, and `frames` and `overlap` of the window."""
+
+MODELSCOPE = Defaults(height=256, width=256, fps=8.0)
+"""Of the full-size model [StreamingT2V §A; facts of the published code]: DDIM, 50 steps, eta 1, guidance 7.5."""
+MODELSCOPE_WINDOW = Window(frames=16, overlap=8)
+"""Its window."""
+
+_KINDS = {int: "a whole number", float: "a number", str: "a name"}
+
+
+def save_defaults(directory: Path, defaults: Defaults, window: Window) -> None:
+    """Writes streamingt2v.json, which `load_defaults` reads, into a model folder."""
+    content = {**asdict(defaults), "frames": window.frames, "overlap": window.overlap}
+    (directory / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_defaults(directory: Path, family: Defaults, window: Window) -> tuple[Defaults, Window]:
+    """The folder's settings; what its file does not say, or if there is none, the family's.
+
+    Raises UserError for an unknown setting and for a value of the wrong kind or out of range.
+    """
+    path = directory / FILE
+    if not path.exists():
+        return family, window
+    known = {**asdict(family), "frames": window.frames, "overlap": window.overlap}
+    merged = known | _checked(path, read_json(path), known)
+    frames, overlap = int(merged.pop("frames")), int(merged.pop("overlap"))
+    if overlap >= frames:
+        raise UserError(f"{path}: an overlap of {overlap} frames must be smaller than the window of {frames}")
+    return Defaults(**merged), Window(frames, overlap)
+
+
+def _checked(path: Path, found: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        raise UserError(f"{path}: unknown setting '{unknown[0]}'; there are {', '.join(known)}")
+    return {name: _value(path, name, value, type(known[name])) for name, value in found.items()}
+
+
+def _value(path: Path, name: str, value: Any, kind: type) -> Any:
+    """The value, as its kind; whole numbers count as decimal ones. All but overlap, guidance and eta are above 0."""
+    if not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool):
+        raise UserError(f"{path}: {name} must be {_KINDS[kind]}, not {json.dumps(value)}")
+    lowest = 0 if name in ("overlap", "guidance", "eta") else 1e-9
+    if kind is not str and not lowest <= value < 1e6:
+        raise UserError(f"{path}: {name} is out of range: {value}")
+    return kind(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError if it is missing, unreadable or no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the model folder is incomplete, copy it again") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read {path} ({first_line(error)}): replace it by an intact copy") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, not {type(content).__name__}")
+    return content
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
