@@ -1,0 +1,1 @@
+"""Commands that print the project's figures; docs/benchmarks.md says which and keeps what they printed."""

@@ -1,0 +1,49 @@
+"""Prompts of the procedural world, and many videos made side by side, for the commands of this folder."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from backends.world import Scenes, canonical_captions, sample_scenes
+from streaming.keys import Key
+from streaming.loop import stream
+from streaming.openings import TextOpening
+from streaming.parts import Parts
+from streaming.prompts import PromptSchedule
+
+Video = UInt8[Tensor, "time 3 rows cols"]
+
+
+@final
+@dataclass(frozen=True)
+class Prompts:
+    """Captions and the scenes that they describe (what the judge is asked about)."""
+
+    scenes: Scenes
+    """Named attributes, as sampled."""
+    texts: list[str]
+    """Canonical caption of each."""
+
+
+def draw_prompts(count: int, seed: int) -> Prompts:
+    """Prompts that name every attribute."""
+    scenes = sample_scenes(count, Key(seed).fold("benchmark", "prompts").generator())
+    return Prompts(scenes, canonical_captions(scenes))
+
+
+def make_videos(parts: Parts, texts: list[str], frames: int, *, seed: int, batch: int) -> Iterator[Video]:
+    """Videos of at least `frames` frames cut to that length, one for each text, in order, on the CPU."""
+    for begin in range(0, len(texts), batch):
+        group = texts[begin : begin + batch]
+        pieces, made = [], 0
+        key = Key(seed).fold("group", begin)
+        for chunk in stream(parts, [PromptSchedule.fixed(text) for text in group], TextOpening(), key=key):
+            pieces.append(chunk.frames.mul(255).round().to(torch.uint8))
+            made += chunk.frames.shape[1]
+            if made >= frames:
+                break
+        yield from torch.cat(pieces, dim=1)[:, :frames]
