@@ -1,0 +1,1 @@
+"""Base models behind the contracts of `streaming`: each file a plugin, none imported by name."""

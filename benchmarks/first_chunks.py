@@ -18,7 +18,9 @@ from streaming.sample import Sampler
 
 def main(
     model: str = "tiny-modelscope",
-    judge: Annotated[str | None, typer.Option(help="Model directory that holds judge/; default: the embedded one")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Model directory that holds judge/; default: the embedded one")
+    ] = None,
     prompts: int = 96,
     seeds: int = 1,
     steps: int | None = None,

@@ -22,20 +22,23 @@ def main(
     prompts: int = 32,
     frames: int = 240,
     seeds: int = 2,
-    short_term: str = "cam",
-    long_term: str = "apm",
+    short_term: str | None = None,
+    long_term: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
     device: str = "cpu",
     batch: int = 16,
     output: Annotated[Path | None, typer.Option(help="JSON with the figures of every video")] = None,
-    videos: Annotated[Path | None, typer.Option(help="safetensors with the first 16 videos, for contact sheets")] = None,
+    videos: Annotated[
+        Path | None, typer.Option(help="safetensors with the first 16 videos, for contact sheets")
+    ] = None,
 ) -> None:
     """Prints one table line; see docs/benchmarks.md for what each figure means."""
     where = torch.device(device)
     opened = open_model(model, device=where, dtype=torch.float32)
     defaults = opened.defaults
+    short_term, long_term = short_term or defaults.short_term, long_term or defaults.long_term
     parts = assemble(
         opened,
         short=make_short_term(short_term, opened),
@@ -47,7 +50,9 @@ def main(
     asked = draw_prompts(prompts, 0)
     rows, kept = [], []
     for seed in range(seeds):
-        for text, video in zip(asked.texts, make_videos(parts, asked.texts, frames, seed=seed, batch=batch), strict=True):
+        for text, video in zip(
+            asked.texts, make_videos(parts, asked.texts, frames, seed=seed, batch=batch), strict=True
+        ):
             border, inside = border_ratio(video, window.frames, window.frames - window.overlap)
             rows.append(
                 {"prompt": text, "seed": seed, "cuts": count_cuts(video), "border": border, "inside": inside}
@@ -61,7 +66,11 @@ def main(
     if videos:
         from safetensors.torch import save_file
 
-        save_file({f"{i:02d}": v.contiguous() for i, v in enumerate(kept)}, videos, {"prompts": json.dumps(asked.texts[: len(kept)])})
+        save_file(
+            {f"{i:02d}": v.contiguous() for i, v in enumerate(kept)},
+            videos,
+            {"prompts": json.dumps(asked.texts[: len(kept)])},
+        )
 
 
 def _report(rows: list[dict], name: str) -> None:
@@ -69,7 +78,10 @@ def _report(rows: list[dict], name: str) -> None:
     ratio = mean(row["border"] for row in rows) / mean(row["inside"] for row in rows)
     changes = {field: _change(rows, field) for field in Look.__dataclass_fields__}
     drift = "  ".join(f"{field} {change:+.1%}" for field, change in changes.items())
-    print(f"{name}: {len(rows)} videos, {cuts:.3f} cuts a video, border/inside {ratio:.2f}, end against start: {drift}", flush=True)
+    print(
+        f"{name}: {len(rows)} videos, {cuts:.3f} cuts a video, border/inside {ratio:.2f}, end against start: {drift}",
+        flush=True,
+    )
 
 
 def _change(rows: list[dict], field: str) -> float:

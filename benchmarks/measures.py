@@ -1,4 +1,4 @@
-"""What is measured on long videos: cuts, differences at chunk borders, drift of brightness, contrast, saturation, motion."""
+"""What is measured on long videos: cuts, differences at chunk borders, drift of their looks and motion."""
 
 from dataclasses import dataclass
 from typing import final
@@ -11,7 +11,10 @@ Video = UInt8[Tensor, "time 3 rows cols"]
 
 
 def count_cuts(video: Video) -> int:
-    """Scene cuts by PySceneDetect's AdaptiveDetector, `min_scene_len=1` (a chunk adds 8 frames; the default of 15 would hide cuts)."""
+    """Scene cuts by PySceneDetect's AdaptiveDetector.
+
+    `min_scene_len=1`, since a chunk adds 8 frames and the default of 15 would hide cuts.
+    """
     from scenedetect import AdaptiveDetector, FrameTimecode
 
     detector = AdaptiveDetector(min_scene_len=1)
@@ -28,7 +31,7 @@ def differences(video: Video) -> Float[Tensor, " pairs"]:
 
 
 def border_ratio(video: Video, first: int, stride: int) -> tuple[float, float]:
-    """(mean difference at chunk borders, mean difference inside chunks); the first chunk has `first` frames, others `stride`."""
+    """Mean differences at chunk borders and inside chunks; the first chunk has `first` frames, others `stride`."""
     pairs = differences(video)
     border = torch.zeros(len(pairs), dtype=torch.bool)
     border[first - 1 :: stride] = True
@@ -55,4 +58,9 @@ def look(video: Video) -> Look:
     values = video.float()
     grey = values.mean(dim=1)
     spread = values.amax(dim=1) - values.amin(dim=1)
-    return Look(float(grey.mean()), float(grey.flatten(1).std(dim=1).mean()), float(spread.mean()), float(differences(video).mean()))
+    return Look(
+        float(grey.mean()),
+        float(grey.flatten(1).std(dim=1).mean()),
+        float(spread.mean()),
+        float(differences(video).mean()),
+    )

@@ -22,7 +22,9 @@ def main(videos: Path, sheet: Path, every: int = 20, scale: int = 1, rows: int =
         top = row * (side + gap + text)
         draw.text((2, top + 1), prompt, fill="black")
         for column, frame in enumerate(frames):
-            picture = Image.fromarray(clip[frame].permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.NEAREST)
+            picture = Image.fromarray(clip[frame].permute(1, 2, 0).numpy()).resize(
+                (side, side), Image.Resampling.NEAREST
+            )
             canvas.paste(picture, (column * (side + gap), top + text))
     canvas.save(sheet)
 

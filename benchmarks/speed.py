@@ -1,4 +1,4 @@
-"""`python -m benchmarks.speed`: wall time and peak memory of the command line, start to finished file, in a process of its own."""
+"""`python -m benchmarks.speed`: wall time and peak memory of the command line, from start to finished file."""
 
 import os
 import subprocess
@@ -26,7 +26,8 @@ def main(
             command = [sys.executable, "-m", "streaming.cli", "generate", PROMPT, "--frames", str(count)]
             command += ["--output", str(Path(folder) / "out.mp4"), *(["--enhance"] if enhance else []), *extra.split()]
             seconds, peak = _watch(command, cores)
-        print(f"{count} frames{' enhanced' if enhance else ''}: {seconds:.1f} s, {count / seconds:.2f} frames/s, peak {peak / 2**20:.0f} MiB", flush=True)
+        what = f"{count} frames{' enhanced' if enhance else ''}"
+        print(f"{what}: {seconds:.1f} s, {count / seconds:.2f} frames/s, peak {peak / 2**20:.0f} MiB", flush=True)
 
 
 def _watch(command: list[str], cores: int) -> tuple[float, int]:

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 Clip: TypeAlias = Float[Tensor, "_ _ 3 _ _"]
 """RGB frames of a video in [0, 1] before enhancement [batch, time, 3, rows, cols], of any number and size."""
 
-STRENGTH = 0.6
-"""Share of the noise schedule that an enhancement goes back (convention of the published code: 600 of 1000 levels)."""
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +74,7 @@ def assemble_enhancer(
     blender: ChunkBlender,
     *,
     steps: int | None = None,
-    strength: float = STRENGTH,
+    strength: float | None = None,
     guidance: Guidance | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -93,7 +90,7 @@ def assemble_enhancer(
         sampler=Sampler(defaults.sampler, defaults.steps if steps is None else steps, defaults.eta),
         scheduler=model.scheduler,
         blender=blender,
-        strength=strength,
+        strength=defaults.strength if strength is None else strength,
         height=defaults.height if height is None else height,
         width=defaults.width if width is None else width,
         device=model.device,
@@ -172,7 +169,9 @@ def slope(enhancer: Enhancer, step: Step) -> float:
 
     x = a x0 + s eps gives eps = (x - a x0) / s, v = (a x - x0) / s and, with a + s = 1, flow = (x - x0) / s.
     """
-    kind = enhancer.scheduler.config.get("prediction_type", "flow_prediction")
+    kind = enhancer.scheduler.config.get(  # pyright: ignore[reportAttributeAccessIssue]
+        "prediction_type", "flow_prediction"
+    )
     if kind == "sample":
         return 0.0
     return (step.level.signal if kind == "v_prediction" else 1.0) / step.level.noise

@@ -31,6 +31,8 @@ class Defaults:
     """Classifier-free guidance scale."""
     eta: float = 1.0
     """DDIM's share of fresh noise a step (0: deterministic)."""
+    strength: float = 0.6
+    """Of an enhancer: share of the noise schedule that SDEdit goes back [StreamingT2V §4.3: level 600 of 1000]."""
     sampler: str = "ddim"
     """Name of a sampler, see `streaming.sample`."""
     short_term: str = "cam"
@@ -81,7 +83,8 @@ class Backend(ABC):
     def load(self, directory: Path | None, *, device: torch.device, dtype: torch.dtype) -> Model:
         """The model in the folder; None: the one that ships with the plugin.
 
-        Raises UserError for a missing, truncated or foreign folder, for NaN in weights, and for None where nothing ships.
+        Raises UserError for a missing, truncated or foreign folder, for NaN in weights, and for None where nothing
+        ships.
         """
 
     def enhancer(self, directory: Path | None, *, device: torch.device, dtype: torch.dtype) -> Model | None:

@@ -10,7 +10,6 @@ from streaming.cli.progress import Display, Stage
 from streaming.cli.rollout import guidance as make_guidance
 from streaming.cli.rollout import made
 from streaming.enhance import Enhancer, assemble_enhancer, enhance_causal, enhance_joint
-from streaming.enhancer import STRENGTH
 from streaming.errors import UserError
 from streaming.keys import Key
 from streaming.prompts import PromptSchedule
@@ -40,7 +39,7 @@ def load(
         model,
         make_blender(blender, window.frames, window.overlap),
         steps=steps,
-        strength=STRENGTH if strength is None else strength,
+        strength=strength,
         guidance=None if guidance is None else make_guidance(guidance),
         negative_prompt=negative_prompt,
     )

@@ -103,7 +103,7 @@ class BlenderConformance(ABC):
     @calm
     @given(sizes, st.integers(1, 30), seeds)
     def test_an_overlap_is_cut_the_same_however_long_the_video(
-        self, size: tuple[int, int], length: int, key: Key
+        self, size: tuple[int, int], length: int, seed: int
     ) -> None:
         chunk, overlap = size
         blender, stride = self.make(*size), chunk - overlap

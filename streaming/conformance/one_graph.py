@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
 from importlib import import_module
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -18,9 +18,11 @@ class Compilable(Protocol):
 
     def make(self) -> Backbone:
         """The backbone under test."""
+        ...
 
     def call(self) -> Call:
         """A call that it takes."""
+        ...
 
 
 def check_one_graph(suite: Compilable) -> None:
@@ -31,7 +33,7 @@ def check_one_graph(suite: Compilable) -> None:
     """
     with unchecked(type(suite).__module__):
         module = import_module(type(suite).__module__)
-        again = reduce(getattr, type(suite).__qualname__.split("."), module)()
+        again: Any = reduce(getattr, type(suite).__qualname__.split("."), module)()  # pyright: ignore[reportCallIssue]
         backbone, call = again.make(), again.call()
         sites = (*backbone.feature_sites, *backbone.context_sites)
         deltas = {site.name: lambda value: 0.1 * value for site in sites}
