@@ -1,0 +1,31 @@
+"""`python -m benchmarks.curves LOGS OUTPUT.png`: the losses in training's `work/logs/*.jsonl`, one panel a part."""
+
+import json
+from pathlib import Path
+
+import typer
+
+
+def main(logs: Path, output: Path) -> None:
+    """Draws every loss over the seconds of training; logarithmic, since most of a loss falls at the start."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    paths = sorted(logs.glob("*.jsonl"))
+    figure, panels = pyplot.subplots(2, -(-len(paths) // 2), figsize=(13, 6.5), squeeze=False)
+    about = {"step", "steps", "learning_rate", "clips_per_second", "clips", "skipped", "seconds"}
+    for path, panel in zip(paths, panels.flat, strict=False):
+        entries = [json.loads(line) for line in path.read_text().splitlines()]
+        for name in entries[0].keys() - about:
+            panel.plot([e["seconds"] for e in entries], [e[name] for e in entries], label=name)
+        panel.set(title=f"{path.stem}: {entries[-1]['clips']:,} clips", xlabel="seconds", yscale="log")
+        panel.legend(fontsize=7)
+        panel.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(output, dpi=80)
+
+
+if __name__ == "__main__":
+    typer.run(main)
