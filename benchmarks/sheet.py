@@ -1,32 +1,53 @@
-"""`python -m benchmarks.sheet VIDEOS.safetensors SHEET.png`: one row a video, every 20th frame, its prompt above."""
+"""`python -m benchmarks.sheet VIDEOS SHEET.png`: contact sheets.
+
+VIDEOS is an mp4 (rows follow one another) or what `benchmarks.long_videos` kept (one row a video, its prompt above).
+"""
 
 import json
 from pathlib import Path
 
+import torch
 import typer
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from safetensors import safe_open
+from torch import Tensor
+
+Row = tuple[str, UInt8[Tensor, "frames 3 rows cols"]]
+GAP, TEXT = 2, 14
 
 
-def main(videos: Path, sheet: Path, every: int = 20, scale: int = 1, rows: int = 16) -> None:
+def main(videos: Path, sheet: Path, every: int = 20, scale: int = 1, count: int = 16, columns: int = 13) -> None:
     """Writes the contact sheet."""
-    with safe_open(videos, "pt") as archive:
-        prompts = json.loads(archive.metadata()["prompts"])
-        clips = [archive.get_tensor(name) for name in sorted(archive.keys())[:rows]]
-    picked = [list(range(0, len(clip), every)) + [len(clip) - 1] for clip in clips]
-    side, gap, text = clips[0].shape[-1] * scale, 2, 14
-    width = max(map(len, picked)) * (side + gap)
-    canvas = Image.new("RGB", (width, len(clips) * (side + gap + text)), "white")
-    draw = ImageDraw.Draw(canvas)
-    for row, (clip, frames, prompt) in enumerate(zip(clips, picked, prompts, strict=False)):
-        top = row * (side + gap + text)
+    rows = (
+        _from_mp4(videos, every, columns) if videos.suffix == ".mp4" else _from_archive(videos, every, count, columns)
+    )
+    side = rows[0][1].shape[-1] * scale
+    heights = [side + GAP + (TEXT if prompt else 0) for prompt, _ in rows]
+    canvas = Image.new("RGB", (max(len(frames) for _, frames in rows) * (side + GAP), sum(heights)), "white")
+    draw, top = ImageDraw.Draw(canvas), 0
+    for (prompt, frames), height in zip(rows, heights, strict=True):
         draw.text((2, top + 1), prompt, fill="black")
         for column, frame in enumerate(frames):
-            picture = Image.fromarray(clip[frame].permute(1, 2, 0).numpy()).resize(
-                (side, side), Image.Resampling.NEAREST
-            )
-            canvas.paste(picture, (column * (side + gap), top + text))
-    canvas.save(sheet)
+            picture = Image.fromarray(frame.permute(1, 2, 0).numpy())
+            place = (column * (side + GAP), top + height - side - GAP)
+            canvas.paste(picture.resize((side, side), Image.Resampling.NEAREST), place)
+        top += height
+    canvas.save(sheet, optimize=True)
+
+
+def _from_archive(path: Path, every: int, count: int, columns: int) -> list[Row]:
+    with safe_open(path, "pt") as archive:
+        prompts = json.loads(archive.metadata()["prompts"])
+        names = sorted(archive.keys())[:count]
+        return [(p, archive.get_tensor(n)[::every][:columns]) for n, p in zip(names, prompts, strict=False)]
+
+
+def _from_mp4(path: Path, every: int, columns: int) -> list[Row]:
+    from streaming.video import read_video
+
+    frames = torch.cat([piece[0] for piece in read_video(path).pieces])[::every]
+    return [("", part.mul(255).round().to(torch.uint8)) for part in frames.split(columns)]
 
 
 if __name__ == "__main__":

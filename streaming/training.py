@@ -347,4 +347,7 @@ def _resume(path: Path, state: TrainState, clips: int) -> Progress:
 def _plan(progress: Progress, recipe: Recipe, options: TrainOptions, clips: int) -> int:
     if options.steps is not None:
         return options.steps
-    return progress.steps or math.ceil(recipe.steps * recipe.batch / clips)
+    planned = progress.steps or math.ceil(recipe.steps * recipe.batch / clips)
+    if options.within is None or progress.seconds >= options.within * 60:
+        return planned
+    return max(planned, progress.step + 2 * recipe.log_every)  # time is left: enough steps to measure the pace again

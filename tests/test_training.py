@@ -93,6 +93,14 @@ def test_within_shortens_the_plan(tmp_path: Path) -> None:
     assert result.finished and result.steps < 10
 
 
+def test_a_finished_plan_goes_on_if_more_time_is_given(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    assert first.finished
+    assert run(tmp_path).step == first.step
+    longer = run(tmp_path, within=1.0, minutes=1e-9)
+    assert first.step < longer.step < longer.steps
+
+
 def test_gradients_that_are_not_finite_are_skipped_and_counted(tmp_path: Path) -> None:
     def sometimes(step: int, rank: int, world: int, device: torch.device) -> Iterator[Tensor]:
         for index, batch in enumerate(numbers(step, rank, world, device)):
