@@ -82,14 +82,15 @@ class FeatureEncoder(nn.Module, ABC):
     @property
     @abstractmethod
     def condition_width(self) -> int:
-        """Channels that `condition` must have: those of the features after the first layer."""
+        """Channels that `condition` must have: those of the features after the first layer (per cell of a patch)."""
 
     @abstractmethod
     def forward(self, call: Call, condition: Features) -> Mapping[str, SiteFeatures]:
         """Features of the condition at every feature site.
 
         `call` holds as many latent frames as `condition` spans; condition [batch, span, positions, condition_width]
-        is added after the first layer. The keys of the result are the backbone's feature sites, in their order.
+        is added after the first layer. Its positions are the latents' cells, row-major: an encoder of patches
+        cuts it like the latents. The keys of the result are the backbone's feature sites, in their order.
         """
 
 

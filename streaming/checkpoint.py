@@ -1,7 +1,6 @@
 """The state of a rollout between two chunks, as a value and as a file."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from streaming.anchor import Anchor
 from streaming.errors import UserError
+from streaming.files import replacing
 from streaming.keys import Key
 from streaming.memory import Tail
 from streaming.prompts import PromptSchedule
@@ -51,7 +51,8 @@ class Checkpoint:
 
         tensors = {"frames": self.tail.frames, "latents": self.tail.latents, "anchor": self.anchor}
         plain = {name: value.to("cpu", torch.float32).contiguous() for name, value in tensors.items()}
-        _write_atomically(Path(path), save(plain, metadata={_SLOT: json.dumps(self._metadata())}))
+        with replacing(Path(path), "the checkpoint") as waiting:
+            waiting.write_bytes(save(plain, metadata={_SLOT: json.dumps(self._metadata())}))
 
     @classmethod
     def load(cls, path: str | Path) -> "Checkpoint":
@@ -87,6 +88,8 @@ class Checkpoint:
         for name, value in tensors.items():
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"NaN or infinite values in its {name}")
+        if not (int(metadata["index"]) >= 0 and int(metadata["frames_done"]) >= 1):
+            raise ValueError(f"{metadata['frames_done']} frames at chunk {metadata['index']}")
         keys = tuple(Key(seed, tuple(path)) for seed, *path in metadata["keys"])
         return cls(
             index=int(metadata["index"]),
@@ -133,30 +136,6 @@ def _check_past(old: PromptSchedule, new: PromptSchedule, done: int) -> None:
 def _seeds(key: Key | tuple[Key, ...]) -> str:
     keys = (key,) if isinstance(key, Key) else key
     return ", ".join("/".join(map(str, (k.seed, *k.path))) for k in keys)
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    waiting = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(waiting, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(waiting, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        waiting.unlink(missing_ok=True)
-        raise UserError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows opens no folders; its rename is durable by itself
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

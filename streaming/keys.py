@@ -25,13 +25,18 @@ class Key:
     path: tuple[Name, ...] = ()
     """What the numbers are for, outermost first."""
 
+    def __post_init__(self) -> None:
+        # NumPy's integers and the like would print, and so draw, otherwise than Python's.
+        object.__setattr__(self, "seed", int(self.seed))
+        object.__setattr__(self, "path", tuple(n if isinstance(n, str) else int(n) for n in self.path))
+
     def fold(self, *names: Name) -> "Key":
         """The key of a part: `key.fold("chunk", 3)`. Different paths give independent numbers."""
-        return Key(self.seed, (*self.path, *(name if isinstance(name, str) else int(name) for name in names)))
+        return Key(self.seed, (*self.path, *names))
 
     def generator(self) -> torch.Generator:
         """A CPU generator that starts at this key (SHA-256 of seed and path)."""
-        text = repr((int(self.seed), *self.path)).encode()
+        text = repr((self.seed, *self.path)).encode()
         number = int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
         return torch.Generator("cpu").manual_seed(number)
 

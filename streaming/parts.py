@@ -1,7 +1,9 @@
 """What the loop runs with: a base model, two memories, guidance, sampler and sizes."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -66,7 +68,7 @@ class Parts:
         if not self.fps > 0:
             raise UserError(f"{self.fps} frames a second: choose more than 0")
 
-    @property
+    @cached_property
     def settings(self) -> Mapping[str, str]:
         """All that a resumed run must share with the broken one to continue it bit for bit."""
         window = self.backbone.window
@@ -76,14 +78,15 @@ class Parts:
             "fps": f"{self.fps:g}",
             "dtype": str(self.dtype).removeprefix("torch."),
             "window": f"{window.frames} latent frames, overlap {window.overlap}",
-            "short-term memory": _describe_memory(self.short),
-            "long-term memory": _describe_memory(self.long),
+            "short-term memory": f"{_describe_memory(self.short)}{_fingerprint(self.short)}",
+            "long-term memory": f"{_describe_memory(self.long)}{_fingerprint(self.long)}",
             "guidance": _describe(self.guidance),
             "negative prompt": self.negative_prompt,
             "sampler": self.sampler.kind,
             "steps": str(self.sampler.steps),
             "eta": f"{self.sampler.eta:g}",
             "anchors": _describe(self.anchors),
+            "noise schedule": _schedule(self.scheduler),
         }
 
 
@@ -133,3 +136,18 @@ def _describe_memory(memory: torch.nn.Module) -> str:
     inner = getattr(memory, "inner", None)
     name = type(memory).__qualname__
     return f"{name}({_describe_memory(inner)})" if isinstance(inner, torch.nn.Module) else name
+
+
+def _fingerprint(memory: torch.nn.Module) -> str:
+    """Tells weights apart by a few numbers of each tensor; reading them all would take seconds at full size."""
+    digest = hashlib.sha256()
+    for name, value in memory.state_dict().items():
+        some = value.flatten()[:: max(1, value.numel() // 16)].float().cpu()
+        digest.update(f"{name} {tuple(value.shape)} {some.tolist()}".encode())
+    return f" {digest.hexdigest()[:8]}" if memory.state_dict() else ""
+
+
+def _schedule(scheduler: "SchedulerMixin") -> str:
+    config = dict(scheduler.config)  # pyright: ignore[reportAttributeAccessIssue]
+    told = {name: value for name, value in sorted(config.items()) if not name.startswith("_")}
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:8]

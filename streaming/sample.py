@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import numpy as np
+import torch
 
 from streaming.backbone import NoiseLevel
 from streaming.errors import UserError
@@ -74,7 +75,7 @@ class Sampler:
         """Latents at the end of a trajectory.
 
         start: standard normal noise. With `clean` (SDEdit) the trajectory begins with `clean` noised by `start` at the
-        share `strength` of the noise schedule, and all `steps` fall into that part. `scheduler` gives the noise
+        share `strength` of the noise schedule, and all `steps` fall evenly into that part. `scheduler` gives the noise
         schedule and the prediction type; it is copied, never changed.
         Raises UserError as `plan` does.
         """
@@ -94,23 +95,34 @@ class Sampler:
         if not 0 < strength <= 1:
             raise UserError(f"a strength of {strength}: choose more than 0 and at most 1")
         solver = self._solver(scheduler)
-        total, most = max(self.steps, round(self.steps / strength)), solver.config["num_train_timesteps"]
-        most -= self.kind.startswith("dpm++")  # which needs a time between any two steps
-        if total > most:
-            raise UserError(f"{self.steps} steps at strength {strength:g}: choose at most {int(most * strength)} steps")
-        begin = total - self.steps
+        levels = solver.config["num_train_timesteps"]
+        most = int(levels * strength) - self.kind.startswith("dpm++")  # which needs a time between any two steps
+        if self.steps > most:
+            raise UserError(f"{self.steps} steps at strength {strength:g}: choose at most {most} steps")
         if self.kind == "euler":
-            solver.set_timesteps(
-                sigmas=np.linspace(1, 1 / total, total).tolist()
-            )  # the shift is applied to these, once
+            sigmas = strength * np.linspace(1, 1 / self.steps, self.steps)
+            solver.set_timesteps(sigmas=sigmas.tolist())  # the shift is applied to these, once
+        elif strength < 1:
+            self._set_times(solver, [round(strength * levels * i / self.steps) - 1 for i in range(self.steps, 0, -1)])
         else:
-            solver.set_timesteps(total)
-        if self.kind.startswith("dpm++") and len(solver.timesteps) > total:  # rounding: one too many, after the last
-            solver.set_timesteps(timesteps=solver.timesteps[:total].tolist())
+            solver.set_timesteps(self.steps)
+        if self.kind.startswith("dpm++") and len(solver.timesteps) > self.steps:  # rounding: one too many at the end
+            self._set_times(solver, solver.timesteps[: self.steps].tolist())
         if self.kind != "ddim":
-            solver.set_begin_index(begin)
-        times = solver.timesteps[begin:total]
-        return solver, [Step(i, float(t), _level(solver, begin + i)) for i, t in enumerate(times)]
+            solver.set_begin_index(0)
+        times = solver.timesteps[: self.steps]
+        if self.kind != "euler" and float(times.max()) >= levels:
+            raise UserError(
+                f"{self.steps} steps go past the noise schedule of this model: choose fewer than {levels - 1}"
+            )
+        return solver, [Step(i, float(t), _level(solver, i)) for i, t in enumerate(times)]
+
+    def _set_times(self, solver: Any, times: list[int]) -> None:
+        if self.kind == "ddim":
+            solver.set_timesteps(len(times))
+            solver.timesteps = torch.tensor(times)
+        else:
+            solver.set_timesteps(timesteps=times)
 
     def _solver(self, scheduler: "SchedulerMixin") -> Any:
         from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler

@@ -1,7 +1,6 @@
 """What a training needs to go on: weights, their running average, Adam's moments; kept in one safetensors file."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -9,11 +8,12 @@ from pathlib import Path
 from typing import final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from streaming.errors import UserError
+from streaming.files import replacing
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -111,9 +111,11 @@ class TrainState:
 def write_state(path: Path, tensors: Mapping[str, Tensor], progress: Progress) -> None:
     """Write a state so that a killed program leaves the old one or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(dict(tensors), partial, metadata={"progress": json.dumps(asdict(progress))})
-    os.replace(partial, path)
+    with replacing(path, "the training state") as partial:
+        try:
+            save_file(dict(tensors), partial, metadata={"progress": json.dumps(asdict(progress))})
+        except SafetensorError as error:  # how safetensors tells of a full disk
+            raise OSError(str(error)) from error
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], Progress]:

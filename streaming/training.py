@@ -204,7 +204,7 @@ class _Session:
         return Result(step=progress.step, steps=progress.steps or 0, losses=losses)
 
     def _step(self, model: nn.Module, batch: Any, progress: Progress) -> None:
-        """One update; a gradient that is not finite leaves everything as it is (without waiting for the device)."""
+        """One update; a gradient that is not finite leaves the weights as they are (without waiting for the device)."""
         optimizer, recipe = self.state.optimizer, self.recipe
         rate = learning_rate(recipe, progress.step, progress.steps or 1, progress.restarted)
         for group in optimizer.param_groups:

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from streaming import checkpoint as module
 from streaming.checkpoint import Checkpoint, check_resume
 from streaming.errors import UserError
 from streaming.keys import Key
@@ -67,7 +66,7 @@ def test_saving_over_an_old_file_is_all_or_nothing(tmp_path, monkeypatch):
     def full_disk(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(UserError, match=rf"cannot write the checkpoint {path}: No space left on device"):
         make(index=2).save(path)
     assert Checkpoint.load(path).index == 1
@@ -76,8 +75,8 @@ def test_saving_over_an_old_file_is_all_or_nothing(tmp_path, monkeypatch):
 
 def test_the_data_is_on_disk_before_the_name_changes(tmp_path, monkeypatch):
     happened, fsync, move = [], os.fsync, os.replace
-    monkeypatch.setattr(module.os, "fsync", lambda handle: (happened.append("fsync"), fsync(handle))[1])
-    monkeypatch.setattr(module.os, "replace", lambda a, b: (happened.append("replace"), move(a, b))[1])
+    monkeypatch.setattr(os, "fsync", lambda handle: (happened.append("fsync"), fsync(handle))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (happened.append("replace"), move(a, b))[1])
     make().save(tmp_path / "state.safetensors")
     assert happened[:2] == ["fsync", "replace"]
 
@@ -172,3 +171,11 @@ def test_a_changed_past_is_told_with_both_prompts():
         "cannot resume with another prompt at frame 20: it was 'b', now it is 'c'; "
         "only from frame 40 on can prompts be changed"
     )
+
+
+@pytest.mark.parametrize("changes", [{"frames_done": -5}, {"index": -1}])
+def test_impossible_counters_are_refused(tmp_path, changes):
+    path = tmp_path / "state.safetensors"
+    make(**changes).save(path)
+    with pytest.raises(UserError, match="damaged checkpoint .* frames at chunk"):
+        Checkpoint.load(path)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -22,7 +21,7 @@ from streaming.conformance import (
     LongTermMemoryConformance,
     ShortTermMemoryConformance,
 )
-from streaming.injection import Injection, inject
+from streaming.injection import inject
 from streaming.keys import Key
 from streaming.memory import NoLongTerm, NoShortTerm
 from streaming.model import Model
@@ -88,14 +87,6 @@ def steady(make: Callable[[Model], Memory], model: Model) -> Memory:
         return make(model)
 
 
-class TestCAMOnToyUNet(ShortTermMemoryConformance):
-    def model(self) -> Model:
-        return toy_unet()
-
-    def memory(self, model: Model) -> nn.Module:
-        return steady(new_cam, model)
-
-
 class TestCAMOnToyDiT(ShortTermMemoryConformance):
     def model(self) -> Model:
         return toy_dit()
@@ -112,14 +103,6 @@ class TestCAMOnModelScopeUNet(ShortTermMemoryConformance):
         return steady(new_cam, model)
 
 
-class TestCAMOfLatents(ShortTermMemoryConformance):
-    def model(self) -> Model:
-        return toy_dit()
-
-    def memory(self, model: Model) -> nn.Module:
-        return steady(partial(new_cam, condition="latents"), model)
-
-
 class TestInjection(ShortTermMemoryConformance):
     identity_at_init = False
 
@@ -130,16 +113,6 @@ class TestInjection(ShortTermMemoryConformance):
         return inject(model, None)
 
 
-class TestCAMWithInjection(ShortTermMemoryConformance):
-    identity_at_init = False
-
-    def model(self) -> Model:
-        return toy_dit()
-
-    def memory(self, model: Model) -> nn.Module:
-        return Injection(steady(new_cam, model))
-
-
 class TestNoShortTerm(ShortTermMemoryConformance):
     remembers = False
 
@@ -148,22 +121,6 @@ class TestNoShortTerm(ShortTermMemoryConformance):
 
     def memory(self, model: Model) -> nn.Module:
         return NoShortTerm()
-
-
-class TestAPMOnToyUNet(LongTermMemoryConformance):
-    def model(self) -> Model:
-        return toy_unet()
-
-    def memory(self, model: Model) -> nn.Module:
-        return steady(new_apm, model)
-
-
-class TestAPMOnToyDiT(LongTermMemoryConformance):
-    def model(self) -> Model:
-        return toy_dit()
-
-    def memory(self, model: Model) -> nn.Module:
-        return steady(new_apm, model)
 
 
 class TestAPMOnModelScopeUNet(LongTermMemoryConformance):

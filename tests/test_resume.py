@@ -130,3 +130,16 @@ def test_steps_and_chunks_never_share_noise():
     assert len(numbers) == len(seen)
     starts = {tuple(call.start.flatten().tolist()) for call in (run(kit, 4), kit.backbone.calls)[1]}
     assert len(starts) == 4
+
+
+def test_other_weights_of_the_same_memory_are_refused() -> None:
+    """They would go on with another video than the one that was begun."""
+    from streaming.parts import _fingerprint
+
+    memory = torch.nn.Linear(5, 4)
+    before = _fingerprint(memory)
+    assert _fingerprint(memory) == before
+    with torch.no_grad():
+        memory.weight.mul_(0.5)
+    assert _fingerprint(memory) != before
+    assert _fingerprint(torch.nn.Identity()) == ""

@@ -296,3 +296,21 @@ def test_what_cannot_be_sampled_is_refused():
         with pytest.raises(UserError) as caught:
             attempt()
         assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 6])
+@pytest.mark.parametrize("kind", ["ddim", "dpm++", "euler"])
+def test_a_trajectory_begins_at_its_strength_also_with_few_steps(kind: str, steps: int) -> None:
+    trailing = DDIMScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing")
+    scheduler = FlowMatchEulerDiscreteScheduler() if kind == "euler" else trailing
+    begins = [Sampler(kind, steps).plan(scheduler, strength)[1][0] for strength in (0.2, 0.5, 0.7, 0.9, 1.0)]
+    noise = [begin.level.noise for begin in begins]
+    assert noise == sorted(set(noise))
+    assert begins[1].time == pytest.approx(500, abs=1)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("ddim", 1000), ("dpm++", 999)])
+def test_steps_past_the_noise_schedule_are_refused(kind: str, steps: int) -> None:
+    leading = DDIMScheduler(timestep_spacing="leading", steps_offset=1, beta_schedule="scaled_linear")
+    with pytest.raises(UserError, match="choose fewer than 999"):
+        Sampler(kind, steps).plan(leading)

@@ -121,7 +121,10 @@ class BlenderConformance(ABC):
 
     @pytest.mark.parametrize(("chunk", "overlap"), [(24, 8), (8, 4), (5, 1), (6, 0)])
     def test_probability_is_what_is_drawn(self, chunk: int, overlap: int) -> None:
-        """Over fixed keys, within six standard deviations of a binomial (weights in [0, 1] spread less than it)."""
+        """Over fixed keys, within six standard deviations of a binomial (weights in [0, 1] spread less than it).
+
+        Overlaps are at most half a chunk, where no more than two chunks meet.
+        """
         blender, draws = self.make(chunk, overlap), 600
         met = slice(chunk - overlap, chunk)
         right = sum(blender.weights(2 * chunk - overlap, Key(draw))[1, met] for draw in range(draws)) / draws

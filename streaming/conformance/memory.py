@@ -93,11 +93,9 @@ class _MemoryConformance(ABC):
         with torch.no_grad():
             together = self._predict(memory, model, self._state(memory, model, 2, 0), call)
             for video in range(2):
-                state, rows = self._state(memory, model, 2, 0), [video, video + 2]
-                single = self._single(memory, model, video)
-                alone = self._predict(memory, model, single, _rows(call, rows))
+                rows = [video, video + 2]
+                alone = self._predict(memory, model, self._single(memory, model, video), _rows(call, rows))
                 torch.testing.assert_close(together[rows], alone, rtol=1e-5, atol=1e-5)
-                del state
 
     def test_one_state_may_serve_all_rows(self) -> None:
         model = self.model()
