@@ -37,7 +37,8 @@ class CAMConfig:
     channels: int
     """Of the condition: 3 for pixels, the codec's for latents."""
     widths: tuple[int, ...]
-    """Channels of E_cond: after the first layer, then after each stage; with pixels a stage halves the resolution."""
+    """Channels of E_cond: after the first layer, then after each stage; with pixels a stage halves the resolution
+    (published model: 32, 96, 256, 512)."""
     head_dim: int
     """Channels of an attention head in the mergers (published model: 64)."""
     norm_groups: int = 32
@@ -49,15 +50,17 @@ class CAMConfig:
         backbone: Backbone,
         codec: Codec,
         *,
-        condition: Literal["pixels", "latents"] = "pixels",
+        condition: Literal["pixels", "latents"] | None = None,
         widths: tuple[int, ...] = STAGE_WIDTHS,
     ) -> "CAMConfig":
         """Sizes for a backbone and its codec; heads as wide as all sites allow, 64 at most.
 
-        Raises UserError for pixels if the codec packs several frames into a latent one.
+        condition: None takes what `fitting_condition` says. Raises UserError for pixels if the codec packs several
+        frames into a latent one.
         """
-        span = backbone.window.overlap
-        if condition == "pixels" and codec.latent_frames(span) != span:
+        possible = fitting_condition(backbone, codec)
+        condition = condition or possible
+        if condition == "pixels" and possible != "pixels":
             raise UserError("this codec packs frames in time, so CAM cannot be conditioned on pixels: choose latents")
         stages = round(math.log2(codec.factor)) if condition == "pixels" else 1
         return cls(
@@ -117,6 +120,12 @@ class CAM(ShortTermMemory[CAMState]):
         write_adapter(folder, KIND, self.config, self.state_dict())
 
 
+def fitting_condition(backbone: Backbone, codec: Codec) -> Literal["pixels", "latents"]:
+    """Pixels (the paper) wherever every latent frame of the overlap is one frame; latents if the codec packs time."""
+    span = backbone.window.overlap
+    return "pixels" if codec.latent_frames(span) == span else "latents"
+
+
 def first_frames(call: Call, span: int) -> Call:
     """The call, cut down to its first `span` latent frames."""
     time = call.time if call.time.ndim == 1 else call.time[:, :span]
@@ -133,8 +142,11 @@ def tile(condition: Features, call: Call) -> Float[Tensor, "rows span positions 
     return condition if rows == batch else condition.repeat(rows // batch, 1, 1, 1)
 
 
-def new_cam(model: Model, *, condition: Literal["pixels", "latents"] = "pixels") -> CAM:
-    """An untrained CAM for a model, its encoder initialised from the model's backbone."""
+def new_cam(model: Model, *, condition: Literal["pixels", "latents"] | None = None) -> CAM:
+    """An untrained CAM for a model, its encoder initialised from the model's backbone.
+
+    condition: None takes what `fitting_condition` says. Raises UserError for pixels if the codec packs time.
+    """
     config = CAMConfig.fitting(model.backbone, model.codec, condition=condition)
     return CAM(config, model.backbone.feature_encoder()).to(model.device)
 

@@ -10,14 +10,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from adapters.apm import GREY
-from adapters.diffusion import Diffusion, Times
+from adapters.cam import fitting_condition
 from adapters.recipe import MemoryRecipe
 from streaming.codec import Codec
-from streaming.datasets import ClipDataset, RollingPool, Samples, device_generator, draw
+from streaming.datasets import ClipDataset, RollingPool, Samples, device_generator, draw, half_precision
 from streaming.errors import UserError
 from streaming.keys import Key
 from streaming.memory import Tail
 from streaming.model import Model
+from streaming.noising import Diffusion, Times
 from streaming.types import Latents, TokenMask, Tokens
 
 FRAMES_AT_ONCE = 512
@@ -60,6 +61,7 @@ class ClipBatches:
             )
         self.model, self.dataset, self.recipe, self.batch = model, dataset, recipe, batch
         self.key = Key(recipe.loop.seed).fold(name)
+        self.condition = recipe.condition or fitting_condition(model.backbone, model.codec)
         self.diffusion = Diffusion(model.scheduler)
         self.overlap = model.backbone.window.overlap
 
@@ -92,7 +94,7 @@ class ClipBatches:
         )
         latents = encode(codec, clips.frames)
         samples = {"latents": latents.half(), **self._text(clips.captions)}
-        if self.recipe.condition == "pixels":
+        if self.condition == "pixels":
             samples["tail"] = decode(codec, latents[:, :, : window.overlap])
         if self.model.image is not None:
             samples["anchor"] = self.model.image(clips.anchors.float() / 255)
@@ -154,9 +156,12 @@ class ClipBatches:
 
 
 def drops(uniform: Float[Tensor, " batch"], text: float, anchor: float) -> tuple[Tensor, Tensor]:
-    """Which rows lose their text and which their anchor, from one uniform number a row; half of the rarer coincide."""
-    both = min(text, anchor) / 2
-    return uniform < text, ((uniform >= text - both) & (uniform < text - both + anchor))
+    """Which rows lose their text and which their anchor, from one uniform number a row.
+
+    Half of the rarer coincide; more where the shares are so large that more must.
+    """
+    first = text - min(text, anchor) / 2
+    return uniform < text, (uniform - first) % 1 < anchor
 
 
 def normal_like(value: Latents, generator: torch.Generator) -> Latents:
@@ -167,25 +172,20 @@ def normal_like(value: Latents, generator: torch.Generator) -> Latents:
 def encode(codec: Codec, frames: UInt8[Tensor, "clips time 3 rows cols"]) -> Latents:
     """Latents of RGB bytes, a few clips at a time."""
     parts = frames.split(_clips_at_once(frames.shape[1], frames.shape[3] * frames.shape[4]))
-    with _half_precision(frames.device):
+    with half_precision(frames.device):
         return torch.cat([codec.encode(part.float() / 255).float() for part in parts])
 
 
 def decode(codec: Codec, latents: Latents) -> UInt8[Tensor, "clips time 3 rows cols"]:
     """RGB bytes of latents, a few clips at a time."""
     cells = latents.shape[3] * latents.shape[4] * codec.factor**2
-    with _half_precision(latents.device):
+    with half_precision(latents.device):
         parts = [codec.decode(part) for part in latents.split(_clips_at_once(latents.shape[2], cells))]
     return torch.cat([(part.float() * 255).round().to(torch.uint8) for part in parts])
 
 
 def _clips_at_once(frames: int, pixels: int) -> int:
     return max(1, FRAMES_AT_ONCE * 64 * 64 // (frames * pixels))
-
-
-def _half_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 on CUDA, float32 elsewhere."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 def _either(dropped: Tensor, nothing: Samples, clips: Samples, name: str) -> Tensor | None:

@@ -7,9 +7,6 @@ from torch import nn
 
 from streaming.types import Features, Latents
 
-OFFICIAL_WIDTHS = (32, 96, 256, 512)
-"""Channels of the published model: after the first layer, then after each halving of the resolution."""
-
 
 @final
 class ConditionEncoder(nn.Module):

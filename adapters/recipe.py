@@ -13,8 +13,8 @@ class MemoryRecipe:
 
     loop: Recipe
     """Steps, batch, learning rate, ..."""
-    condition: Literal["pixels", "latents"] = "pixels"
-    """What CAM is conditioned on: decoded frames (the paper) or latents."""
+    condition: Literal["pixels", "latents"] | None = None
+    """What CAM is conditioned on: decoded frames (the paper) or latents; None: frames, unless the codec packs time."""
     text_dropout: float = 0.1
     """Share of the clips whose caption is replaced by the empty one, for guidance."""
     anchor_dropout: float = 0.1

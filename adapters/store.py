@@ -1,17 +1,17 @@
 """Folders of trained adapters: config.json, and fp16 safetensors in parts small enough for any repository."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from streaming.errors import UserError
+from streaming.folders import save_folder
 from streaming.model import Model
 from streaming.sites import ContextSite, FeatureSite
 
@@ -39,23 +39,24 @@ def adapter_folder(model: Model, weights: Path | None, name: str) -> Path:
 
 
 def write_adapter(folder: Path, kind: str, config: "DataclassInstance", tensors: Mapping[str, Tensor]) -> None:
-    """Write an adapter's folder; every file is replaced whole, so that a killed program leaves no half of one.
+    """Write an adapter's folder; an older one is replaced whole, so that parts of both can't be loaded together.
 
-    Raises UserError if a weight is not finite in half precision.
+    Raises UserError if a weight is not finite in half precision, or if the folder holds files of something else.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_own(folder)
     half = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in tensors.items()}
     _check_finite(folder, half)
     parts = _parts(half)
     names = [f"{WEIGHTS}.safetensors"] if len(parts) == 1 else _part_names(len(parts))
-    for name, part in zip(names, parts, strict=True):
-        _replace(folder / name, save(part, metadata={"format": "pt"}))
     index = {tensor: name for name, part in zip(names, parts, strict=True) for tensor in part}
     about = {"class": kind, **asdict(config), "weights": index if len(parts) > 1 else names[0]}
-    _replace(folder / CONFIG, (json.dumps(about, indent=1) + "\n").encode())
-    for stale in folder.glob(f"{WEIGHTS}*.safetensors"):
-        if stale.name not in names:
-            stale.unlink()
+
+    def write(target: Path) -> None:
+        for name, part in zip(names, parts, strict=True):
+            save_file(part, target / name, metadata={"format": "pt"})
+        (target / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
+
+    save_folder(folder, write)
 
 
 def read_config(folder: Path, kind: str, config: type[C]) -> C:
@@ -160,13 +161,12 @@ def _part_names(count: int) -> list[str]:
     return [f"{WEIGHTS}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
 
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _check_own(folder: Path) -> None:
+    """Replacing a folder must cost nobody their files."""
+    there = sorted(folder.iterdir()) if folder.is_dir() else [folder] if folder.exists() else []
+    for path in there:
+        if path.name != CONFIG and not path.match(f"{WEIGHTS}*.safetensors"):
+            raise UserError(f"{path} is no part of an adapter: move it away, or save to another folder")
 
 
 def _revived(kind: Any, value: Any) -> Any:

@@ -1,11 +1,9 @@
 """Training of CAM and APM on a frozen base model, for any backbone and any dataset of captioned clips."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,12 +13,22 @@ from adapters.clips import Batch, ClipBatches
 from adapters.recipe import MemoryRecipe, apm_recipe, cam_recipe, memories_recipe
 from streaming.backbone import Backbone, Call, Guided
 from streaming.datasets import ClipDataset
+from streaming.errors import UserError
+from streaming.keys import initial_weights
 from streaming.model import Model
 from streaming.registry import load, open_model
 from streaming.sites import combine
 from streaming.training import Result, TrainOptions, fit
 
 DATASETS = "streaming.datasets"
+
+
+@runtime_checkable
+class Checkpointing(Protocol):
+    """A backbone or encoder that can trade time for memory in training."""
+
+    def checkpoint_gradients(self) -> None:
+        """From now on, activations inside blocks are computed anew in the backward pass instead of kept."""
 
 
 @final
@@ -75,7 +83,7 @@ class MemoryObjective(nn.Module):
 def train_cam(options: TrainOptions) -> Result:
     """Train CAM into `work/cam`, on the frozen base [StreamingT2V §4.1]."""
     recipe, model = cam_recipe(toy=options.toy), _open(options)
-    with _seeded(recipe):
+    with initial_weights(recipe.loop.seed):
         short = new_cam(model, condition=recipe.condition)
     return train("cam", model, short, None, recipe, options, lambda: short.save(options.work / "cam"))
 
@@ -87,7 +95,7 @@ def train_apm(options: TrainOptions) -> Result:
     """
     recipe, model = apm_recipe(toy=options.toy), _open(options)
     short = cam(model, options.work / "cam")
-    with _seeded(recipe):
+    with initial_weights(recipe.loop.seed):
         long = new_apm(model)
     return train("apm", model, short, long, recipe, options, lambda: long.save(options.work / "apm"))
 
@@ -95,7 +103,7 @@ def train_apm(options: TrainOptions) -> Result:
 def train_memories(options: TrainOptions) -> Result:
     """Train CAM and APM together into `work/cam` and `work/apm`."""
     recipe, model = memories_recipe(toy=options.toy), _open(options)
-    with _seeded(recipe):
+    with initial_weights(recipe.loop.seed):
         short, long = new_cam(model, condition=recipe.condition), new_apm(model)
 
     def export() -> None:
@@ -118,23 +126,29 @@ def train(
 ) -> Result:
     """Train those of the memories' parameters that require gradients; see `streaming.training.fit`.
 
-    dataset: None takes the one that the options name.
+    dataset: None takes the one that the options name. Raises UserError for gradient checkpointing if the backbone has
+    none.
     """
     recipe = replace(recipe, condition=short.config.condition)
+    if options.checkpoint_gradients:
+        checkpoint_gradients(model, short)
     objective = MemoryObjective(model.backbone, short, long)
     clips = load(DATASETS, options.dataset)() if dataset is None else dataset
     batches = ClipBatches(model, clips, recipe, batch=options.batch or recipe.loop.batch, name=name)
     return fit(name, objective, batches, recipe.loop, options, groups=objective.groups(recipe), export=export)
 
 
+def checkpoint_gradients(model: Model, short: CAM) -> None:
+    """Switch gradient checkpointing on in the backbone and in CAM's copy. Raises UserError if one of them has none."""
+    for part in (model.backbone, short.encoder):
+        if not isinstance(part, Checkpointing):
+            raise UserError(
+                f"{type(part).__name__} of {model.name} has no gradient checkpointing: "
+                "leave --checkpoint-gradients out, or lower --batch"
+            )
+        part.checkpoint_gradients()
+
+
 def _open(options: TrainOptions) -> Model:
     """The base model in float32, on the CPU until the loop knows its device."""
     return open_model(str(options.work))
-
-
-@contextmanager
-def _seeded(recipe: MemoryRecipe) -> Iterator[None]:
-    """Initial weights from the recipe's seed; the global generator is as before afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.loop.seed)
-        yield

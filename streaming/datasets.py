@@ -102,3 +102,8 @@ def draw(samples: Samples, n: int, key: Key) -> dict[str, Tensor]:
 def device_generator(key: Key, device: torch.device) -> torch.Generator:
     """A generator on `device` that starts at the key: for training noise only, where devices may differ."""
     return torch.Generator(device).manual_seed(key.generator().initial_seed())
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 on CUDA; float32 elsewhere (a CPU is slower in bfloat16)."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")

@@ -5,6 +5,8 @@ because every draw is a pure function of (seed, path) and is made on the CPU.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
@@ -47,3 +49,11 @@ class Key:
     def integers(self, low: int, high: int, *shape: int) -> Int[Tensor, "..."]:
         """Uniform integers in [low, high), int64 on the CPU."""
         return torch.randint(low, high, shape, generator=self.generator())
+
+
+@contextmanager
+def initial_weights(seed: int) -> Iterator[None]:
+    """Modules made on the CPU inside begin with the seed's weights; torch's own generators are as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would move those of other devices, too
+        yield

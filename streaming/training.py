@@ -38,6 +38,8 @@ class TrainOptions:
     """Clips per process and step; None: the recipe's own."""
     compile: bool = False
     """Compile the objective with torch.compile."""
+    checkpoint_gradients: bool = False
+    """Keep fewer activations and compute them anew in the backward pass: slower, with less memory."""
     device: str | None = None
     """"cpu" or "cuda"; None: what is there."""
     toy: bool = False

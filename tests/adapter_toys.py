@@ -93,7 +93,7 @@ class ToyBackbone(Backbone):
 
 
 class ToyCodec(Codec):
-    """Mean colour and mean brightness of a cell."""
+    """Mean colour and mean brightness of a cell; of several frames packed into one, only the first is kept."""
 
     def __init__(self, packs: int = 1) -> None:
         super().__init__()
@@ -109,12 +109,13 @@ class ToyCodec(Codec):
         return latent_frames * self.packs
 
     def encode(self, frames: Tensor) -> Tensor:
+        frames = frames[:, :: self.packs]
         small = F.avg_pool2d(frames.flatten(0, 1), FACTOR)
         cells = torch.cat((small, small.mean(dim=1, keepdim=True)), dim=1) * 4 - 2
         return cells.unflatten(0, frames.shape[:2]).transpose(1, 2)
 
     def decode(self, latents: Tensor) -> Tensor:
-        cells = (latents[:, :3].transpose(1, 2) + 2) / 4
+        cells = ((latents[:, :3].transpose(1, 2) + 2) / 4).repeat_interleave(self.packs, 1)
         return cells.repeat_interleave(FACTOR, -1).repeat_interleave(FACTOR, -2).clamp(0, 1)
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -16,14 +16,15 @@ import adapters.train
 from adapters.apm import apm, new_apm
 from adapters.cam import cam, new_cam
 from adapters.clips import ClipBatches, drops
-from adapters.diffusion import Diffusion
 from adapters.recipe import MemoryRecipe, apm_recipe, cam_recipe, memories_recipe
 from adapters.train import MemoryObjective, train, train_apm, train_cam, train_memories
+from streaming.cli.train import train as command_line
 from streaming.errors import UserError
-from streaming.keys import Key
+from streaming.keys import Key, initial_weights
 from streaming.memory import Tail
+from streaming.noising import Diffusion
 from streaming.training import Recipe, Result, TrainOptions
-from tests.adapter_toys import SIZE, WINDOW, ToyClips, toy_model, unzero
+from tests.adapter_toys import CHANNELS, DEPTH, SIZE, TOKENS, WINDOW, ToyClips, toy_model, unzero
 
 CPU = torch.device("cpu")
 LOOP = Recipe(steps=60, batch=8, learning_rate=1e-2, warmup=5, log_every=20, ema=0.9)
@@ -63,6 +64,13 @@ def test_times_cover_the_schedule_evenly():
     assert times.dtype == torch.float32 and ((times // 10).long() == torch.arange(100)).all()
 
 
+def test_times_below_a_limit_cover_what_is_left():
+    times = Diffusion(DDIMScheduler()).times(70, torch.Generator().manual_seed(0), below=700)
+    assert ((times // 10).long() == torch.arange(70)).all()
+    flow = Diffusion(FlowMatchEulerDiscreteScheduler()).times(70, torch.Generator().manual_seed(0), below=700)
+    assert ((flow // 10).long() == torch.arange(70)).all() and (flow != flow.floor()).any()
+
+
 def test_unknown_prediction_types_are_told():
     scheduler = DDIMScheduler()
     scheduler.register_to_config(prediction_type="magic")
@@ -70,11 +78,14 @@ def test_unknown_prediction_types_are_told():
         Diffusion(scheduler)
 
 
-@given(text=st.floats(0, 0.5), anchor=st.floats(0, 0.5))
+@given(text=st.floats(0, 1), anchor=st.floats(0, 1))
+@example(text=1.0, anchor=0.5)
+@example(text=0.9, anchor=0.9)
 def test_drops_have_their_shares_and_half_of_the_rarer_coincide(text, anchor):
     uniform = (torch.arange(10_000) + 0.5) / 10_000
     no_text, no_anchor = drops(uniform, text, anchor)
-    for dropped, share in ((no_text, text), (no_anchor, anchor), (no_text & no_anchor, min(text, anchor) / 2)):
+    both = max(min(text, anchor) / 2, text + anchor - 1)  # large shares cannot but coincide
+    for dropped, share in ((no_text, text), (no_anchor, anchor), (no_text & no_anchor, both)):
         assert abs(dropped.float().mean().item() - share) < 5e-4
 
 
@@ -193,8 +204,7 @@ def options(tmp_path, **changes):
 def run(tmp_path, name="memories", steps=None, **changes):
     """Both memories on clips whose future follows from their beginning."""
     model = toy_model()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with initial_weights(0):
         short, long = new_cam(model), new_apm(model)
 
     def export():
@@ -262,6 +272,59 @@ def test_any_backbone_can_be_trained(tmp_path, backend, condition):
     assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
 
 
+@pytest.mark.parametrize("command", [train_cam, train_memories])
+def test_codecs_that_pack_time_are_served_by_latents(tmp_path, monkeypatch, command):
+    monkeypatch.setattr(adapters.train, "open_model", lambda work: toy_model(tmp_path, packs=2))
+    monkeypatch.setattr(adapters.train, "load", lambda group, name: ToyClips)
+    assert command(options(tmp_path, toy=True)).finished
+    short = cam(toy_model(tmp_path, packs=2), None)
+    assert short.config.condition == "latents" and all(merger.proj_out.weight.any() for merger in short.mergers)
+    told = ClipBatches(toy_model(packs=2), ToyClips(), cam_recipe(toy=True), batch=2, name="t")
+    assert told.condition == "latents" and "tail" not in told.slice_of(Key(0), CPU)
+
+
+def unet_model():
+    """A small UNet of diffusers' own as backbone; everything else is the toy's."""
+    from diffusers import UNet3DConditionModel
+
+    from backends.modelscope_unet import UNet3DBackbone
+
+    with initial_weights(0):
+        unet = UNet3DConditionModel(
+            in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=(32,), layers_per_block=1,
+            norm_num_groups=8, cross_attention_dim=DEPTH, attention_head_dim=8,
+            down_block_types=("CrossAttnDownBlock3D",), up_block_types=("CrossAttnUpBlock3D",),
+        )  # fmt: skip
+    return replace(toy_model(), backbone=UNet3DBackbone(unet, tokens=TOKENS, window=WINDOW))
+
+
+def test_checkpointed_gradients_train_alike_and_spare_memory(tmp_path):
+    kept, seen = {}, {}
+    for spare in (False, True):
+        model, bytes_kept = unet_model(), []
+        with initial_weights(0):
+            short = new_cam(model)
+        told = options(tmp_path / str(spare), toy=True, steps=2, checkpoint_gradients=spare)
+
+        def pack(value, bytes_kept=bytes_kept):
+            bytes_kept.append(value.nbytes)
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            recipe = cam_recipe(toy=True)
+            train("cam", model, short, None, recipe, told, lambda: None, dataset=ToyClips())
+        kept[spare], seen[spare] = sum(bytes_kept), short.state_dict()
+    for name, value in seen[True].items():
+        torch.testing.assert_close(value, seen[False][name], rtol=1e-3, atol=1e-5)
+    assert kept[True] < 0.7 * kept[False]
+
+
+def test_backbones_without_checkpointing_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapters.train, "open_model", lambda work: toy_model(tmp_path))
+    with pytest.raises(UserError, match="ToyBackbone of toy has no gradient checkpointing: leave --checkpoint-gradien"):
+        command_line("cam", tmp_path, toy=True, checkpoint_gradients=True)
+
+
 def test_commands_train_what_they_say(tmp_path, monkeypatch):
     monkeypatch.setattr(adapters.train, "open_model", lambda work: toy_model(tmp_path))
     monkeypatch.setattr(
@@ -276,10 +339,11 @@ def test_commands_train_what_they_say(tmp_path, monkeypatch):
     assert train_apm(toy).finished and (tmp_path / "apm" / "config.json").exists()
     after = load_file(tmp_path / "cam" / "model.safetensors")
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+    kept = load_file(tmp_path / "apm" / "model.safetensors")
     assert train_memories(toy).finished
-    assert not torch.equal(
-        load_file(tmp_path / "cam" / "model.safetensors")["condition.conv_in.weight"], torch.zeros(1)
-    )
+    anew = load_file(tmp_path / "cam" / "model.safetensors"), load_file(tmp_path / "apm" / "model.safetensors")
+    assert not torch.equal(anew[0]["mergers.0.proj_out.weight"], before["mergers.0.proj_out.weight"])
+    assert not torch.equal(anew[1]["mixers.0.alpha"], kept["mixers.0.alpha"])
     assert {path.stem for path in (tmp_path / "state").iterdir()} == {"cam", "apm", "memories"}
 
 

@@ -19,6 +19,7 @@ from backends.world import VOCABULARY, captions, sample_scenes
 from backends.world.dataset import ProceduralWorld
 from streaming.errors import UserError
 from streaming.keys import Key
+from streaming.noising import Diffusion
 from streaming.training import TrainOptions
 
 CPU = torch.device("cpu")
@@ -61,6 +62,20 @@ def test_another_dataset_is_refused(tmp_path: Path) -> None:
         vae.train_vae(toy(tmp_path, dataset="films"))
 
 
+def test_gradient_checkpointing_is_refused(tmp_path: Path) -> None:
+    for train in (vae.train_vae, clip.train_clip, judging.train_judge, base.train_base, base.train_enhancer):
+        with pytest.raises(UserError, match="no gradient checkpointing: leave --checkpoint-gradients out"):
+            train(toy(tmp_path, checkpoint_gradients=True))
+
+
+def test_initial_weights_move_no_global_generator(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    judging.train_judge(toy(tmp_path))
+    assert torch.equal(torch.rand(2), expected)
+
+
 def test_standardised_latents_are_normal_and_pictures_stay() -> None:
     torch.manual_seed(0)
     model = build_vae(toy=True).eval()
@@ -79,15 +94,17 @@ def test_velocity_of_a_scheduler_step_gives_the_clean_latents_back() -> None:
     scheduler = build_scheduler()
     clean, noise = Key(0).normal(3, 8, 2, 4, 4), Key(1).normal(3, 8, 2, 4, 4)
     time = torch.tensor([0, 500, 999])
-    noised, target = base.velocity(clean, noise, scheduler.alphas_cumprod[time])
+    diffusion = Diffusion(scheduler)
+    noised, target = diffusion.noised(clean, noise, time.float()), diffusion.target(clean, noise, time.float())
     torch.testing.assert_close(noised, scheduler.add_noise(clean, noise, time))
     torch.testing.assert_close(target, scheduler.get_velocity(clean, noise, time))
     assert torch.equal(noised[2], noise[2])  # zero terminal signal-to-noise ratio
 
 
 def test_times_are_spread_evenly_and_below_the_limit() -> None:
-    generator = torch.Generator().manual_seed(0)
-    times = torch.cat([base.spread_times(7, 700, generator, CPU) for _ in range(300)])
+    generator, diffusion = torch.Generator().manual_seed(0), Diffusion(build_scheduler())
+    pool, empty = {"latents": torch.zeros(7, 1, 1, 1, 1), "text": torch.zeros(7, 2, 2, 3)}, torch.zeros(1, 2, 3)
+    times = torch.cat([base.noised_batch(pool, empty, diffusion, 700, generator)["time"] for _ in range(300)])
     assert times.min() >= 0 and times.max() <= 699
     assert torch.histc(times.float(), 7, 0, 700).tolist() == pytest.approx([300] * 7, abs=3)
 
@@ -95,7 +112,8 @@ def test_times_are_spread_evenly_and_below_the_limit() -> None:
 def test_a_tenth_of_the_clips_has_no_text() -> None:
     text = torch.stack((torch.full((4000, 2, 3), 1.0), torch.full((4000, 2, 3), 2.0)), dim=1)
     pool = {"latents": torch.zeros(4000, 1, 1, 1, 1), "text": text}
-    batch = base.noised_batch(pool, torch.zeros(1, 2, 3), 1000, torch.Generator().manual_seed(0))
+    diffusion, generator = Diffusion(build_scheduler()), torch.Generator().manual_seed(0)
+    batch = base.noised_batch(pool, torch.zeros(1, 2, 3), diffusion, 1000, generator)
     shares = torch.bincount(batch["text"][:, 0, 0].long()) / 4000
     assert shares.tolist() == pytest.approx([0.1, 0.45, 0.45], abs=0.03)
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.keys import Key
+from streaming.keys import Key, initial_weights
 
 names = st.one_of(st.integers(-5, 2000), st.text(max_size=6))
 paths = st.lists(names, max_size=4)
@@ -71,3 +71,18 @@ def test_numbers_are_standard_normal():
     assert numbers.dtype == torch.float32 and numbers.device.type == "cpu"
     drawn = Key(3).integers(2, 6, 400)
     assert set(drawn.tolist()) == {2, 3, 4, 5}
+
+
+def test_initial_weights_come_from_the_seed_and_move_no_generator() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        with initial_weights(seed):
+            return torch.nn.Linear(3, 4).weight.detach()
+
+    torch.manual_seed(11)
+    following = torch.rand(3)
+    torch.manual_seed(11)
+    first, same, other = weights(5), weights(5), weights(6)
+    assert torch.equal(torch.rand(3), following)
+    assert torch.equal(first, same) and not torch.equal(first, other)
+    torch.manual_seed(5)  # what a recipe's seed has always meant
+    assert torch.equal(torch.nn.Linear(3, 4).weight, first)

@@ -1,9 +1,6 @@
 """Sizes of the embedded tiny model: one function a part, with a toy variant for rehearsals; and how parts are saved."""
 
 import copy
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +8,7 @@ from torch import nn
 
 from streaming.backbone import Window
 from streaming.errors import UserError
+from streaming.folders import save_folder
 from streaming.model import Defaults
 
 if TYPE_CHECKING:
@@ -153,8 +151,8 @@ def build_defaults(size: int, frames: int) -> tuple[Defaults, Window]:
         eta=0.0,
         strength=0.3,
         sampler="dpm++",
-        short_term="cam+inject",
-        long_term="apm",
+        short_term="cam+inject" if base else "none",
+        long_term="apm" if base else "none",
     )
     return defaults, Window(frames, OVERLAP)
 
@@ -188,20 +186,6 @@ def save_half(model: nn.Module, folder: Path) -> None:
     """Save a diffusers or transformers model in float16, in safetensors files of at most 15 MB; see `save_folder`."""
     half: Any = copy.deepcopy(model).to("cpu").half()
     save_folder(folder, lambda target: half.save_pretrained(target, max_shard_size="15MB"))
-
-
-def save_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Replace a folder by what `write` puts into a new one; a killed program leaves no half-written folder."""
-    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("new", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    for file in partial.iterdir():
-        file.chmod(0o644)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def trained(work: Path, part: str, trainer: str) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from backends.embedded.tokenizer import token_numbers
 from backends.world import captions, render, sample_scenes
 from backends.world.scene import Scenes
-from streaming.datasets import RollingPool, Samples
+from streaming.datasets import RollingPool, Samples, half_precision
 from streaming.errors import UserError
 from streaming.keys import Key
 from streaming.training import TrainOptions
@@ -25,10 +25,15 @@ FRAMES_AT_ONCE = {"cuda": 512, "cpu": 16}
 """64 × 64 frames (or as many pixels) that are coded together: a CPU is slow with more."""
 
 
-def require_world(options: TrainOptions) -> None:
-    """The embedded parts need the world's masks and attributes. Raises UserError for another dataset."""
+def check_options(options: TrainOptions) -> None:
+    """The embedded parts need the world's masks and attributes, and little memory.
+
+    Raises UserError for another dataset and for gradient checkpointing.
+    """
     if options.dataset != "procedural-world":
         raise UserError(f'this part trains on "procedural-world" only, not on --dataset {options.dataset}')
+    if options.checkpoint_gradients:
+        raise UserError("this part has no gradient checkpointing: leave --checkpoint-gradients out, or lower --batch")
 
 
 def world_pool(
@@ -64,11 +69,6 @@ def signed(frames: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def freeze(model: nn.Module, device: torch.device) -> Any:
     """A model for use without training, on the device."""
     return model.requires_grad_(False).eval().to(device)
-
-
-def half_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 on CUDA; float32 elsewhere (a CPU is slower in bfloat16)."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from backends.embedded.config import FRAMES, LATENT_CHANNELS, SIZE
 from backends.embedded.judge import Judge
-from backends.embedded.pool import decode, half_precision, text_states
+from backends.embedded.pool import decode, text_states
 from backends.world import canonical_captions, sample_scenes
-from streaming.datasets import device_generator
+from streaming.datasets import device_generator, half_precision
 from streaming.keys import Key
 
 

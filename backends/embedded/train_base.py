@@ -5,7 +5,7 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from backends.embedded.config import (
@@ -18,16 +18,17 @@ from backends.embedded.config import (
     build_defaults,
     build_enhancer,
     build_scheduler,
-    save_folder,
     save_half,
     trained,
     without_dropout,
 )
-from backends.embedded.pool import freeze, latent_slices, require_world, text_states, world_pool
+from backends.embedded.pool import check_options, freeze, latent_slices, text_states, world_pool
 from backends.embedded.report import judged_samples, report
 from backends.modelscope_settings import save_defaults
 from streaming.datasets import device_generator, draw
-from streaming.keys import Key
+from streaming.folders import save_folder
+from streaming.keys import Key, initial_weights
+from streaming.noising import Diffusion
 from streaming.training import Recipe, TrainOptions, fit
 
 RECIPE = Recipe(steps=6250, batch=256, learning_rate=8e-4, warmup=200, weight_decay=0.01, ema=0.999, log_every=25)
@@ -39,37 +40,16 @@ TEXT_DROPOUT = 0.1
 
 @final
 class DiffusionObjective(nn.Module):
-    """Squared error of the predicted velocity v = √ᾱ ε - √(1 - ᾱ) x₀ of Salimans & Ho, all noise levels alike."""
+    """Squared error of what the U-Net predicts, the velocity of Salimans & Ho; all noise levels alike."""
 
-    def __init__(self, unet: Any, alphas: Float[Tensor, " levels"]) -> None:
+    def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = unet
-        self.alphas: Tensor
-        self.register_buffer("alphas", alphas, persistent=False)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """batch: `latents`, `noise` [n, channels, time, high, wide], `text` [n, tokens, depth], `time` [n]."""
-        clean, noise = batch["latents"].float(), batch["noise"]
-        noised, target = velocity(clean, noise, self.alphas[batch["time"]])
-        output = self.unet(noised, batch["time"], encoder_hidden_states=batch["text"]).sample
-        return {"loss": F.mse_loss(output.float(), target)}
-
-
-def velocity(
-    clean: Float[Tensor, "n channels time high wide"],
-    noise: Float[Tensor, "n channels time high wide"],
-    alpha: Float[Tensor, " n"],
-) -> tuple[Float[Tensor, "n channels time high wide"], Float[Tensor, "n channels time high wide"]]:
-    """Noised latents and the velocity to predict, at cumulative signal shares `alpha`."""
-    signal, share = alpha.sqrt()[:, None, None, None, None], (1 - alpha).sqrt()[:, None, None, None, None]
-    return signal * clean + share * noise, signal * noise - share * clean
-
-
-def spread_times(n: int, levels: int, generator: torch.Generator, device: torch.device) -> Int[Tensor, " n"]:
-    """Timesteps in [0, levels), each uniform, together spread evenly: a calmer loss than independent ones."""
-    offset = torch.rand((), generator=generator, device=device)
-    even = (torch.arange(n, device=device) + offset) / n
-    return (even * levels).long().clamp(max=levels - 1)
+        """batch: `noisy`, `target` [n, channels, time, high, wide], `text` [n, tokens, depth], `time` [n]."""
+        output = self.unet(batch["noisy"], batch["time"], encoder_hidden_states=batch["text"]).sample
+        return {"loss": F.mse_loss(output.float(), batch["target"])}
 
 
 def train_base(options: TrainOptions) -> None:
@@ -100,17 +80,18 @@ def _train(
     from diffusers import AutoencoderKL
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-    require_world(options)
+    check_options(options)
     recipe = TOY if options.toy else recipe
     vae = AutoencoderKL.from_pretrained(trained(options.work, "vae", "vae"), torch_dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(trained(options.work, "tokenizer", "clip"))
     text_encoder = CLIPTextModelWithProjection.from_pretrained(
         trained(options.work, "text_encoder", "clip"), dtype=torch.float32
     )
-    torch.manual_seed(recipe.seed)
     scheduler = build_scheduler()
-    unet = without_dropout(build(text_encoder.config.hidden_size, toy=options.toy))
-    objective = DiffusionObjective(unet, scheduler.alphas_cumprod.float())
+    diffusion = Diffusion(scheduler)
+    with initial_weights(recipe.seed):
+        unet = without_dropout(build(text_encoder.config.hidden_size, toy=options.toy))
+    objective = DiffusionObjective(unet)
     count = options.batch or recipe.batch
 
     def batches(step: int, rank: int, world: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
@@ -121,7 +102,7 @@ def _train(
         while True:
             drawn = key.fold("step", step)
             generator = device_generator(drawn.fold("noise"), device)
-            yield noised_batch(draw(pool.at(step), count, drawn), empty, levels, generator)
+            yield noised_batch(draw(pool.at(step), count, drawn), empty, diffusion, levels, generator)
             step += 1
 
     settings = build_defaults(size, frames)
@@ -140,16 +121,25 @@ def _train(
 
 
 def noised_batch(
-    drawn: Mapping[str, Tensor], empty: Float[Tensor, "1 tokens depth"], levels: int, generator: torch.Generator
+    drawn: Mapping[str, Tensor],
+    empty: Float[Tensor, "1 tokens depth"],
+    diffusion: Diffusion,
+    levels: int,
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """A batch of `DiffusionObjective` from rows of a pool: noise, timesteps, one of two captions or none."""
-    latents, device = drawn["latents"], drawn["latents"].device
-    n = len(latents)
+    """A batch of `DiffusionObjective` from rows of a pool: noise, timesteps, one of two captions or none.
+
+    levels: the timesteps are below this one.
+    """
+    clean, device = drawn["latents"].float(), drawn["latents"].device
+    n = len(clean)
     chance = torch.rand(n, generator=generator, device=device)[:, None, None]
     text = torch.where(chance < 0.5 * (1 + TEXT_DROPOUT), drawn["text"][:, 0], drawn["text"][:, 1]).float()
+    noise = torch.randn(clean.shape, generator=generator, device=device)
+    time = diffusion.times(n, generator, below=levels)
     return {
-        "latents": latents,
+        "noisy": diffusion.noised(clean, noise, time),
+        "target": diffusion.target(clean, noise, time),
         "text": torch.where(chance < TEXT_DROPOUT, empty, text),
-        "noise": torch.randn(latents.shape, generator=generator, device=device),
-        "time": spread_times(n, levels, generator, device),
+        "time": time,
     }

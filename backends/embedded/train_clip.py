@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from backends.embedded.config import MEAN, SIZE, STD, build_image_encoder, build_text_encoder, save_folder, save_half
-from backends.embedded.pool import random_start, require_world, world_pool
+from backends.embedded.config import MEAN, SIZE, STD, build_image_encoder, build_text_encoder, save_half
+from backends.embedded.pool import check_options, random_start, world_pool
 from backends.embedded.report import report
 from backends.embedded.tokenizer import build_tokenizer, token_numbers
 from backends.world import VOCABULARY, captions, render, sample_scenes
 from backends.world.scene import ATTRIBUTES, Scenes
 from streaming.datasets import Samples, draw
-from streaming.keys import Key
+from streaming.folders import save_folder
+from streaming.keys import Key, initial_weights
 from streaming.training import Recipe, TrainOptions, fit
 
 RECIPE = Recipe(steps=6000, batch=512, learning_rate=1e-3, warmup=300, weight_decay=0.05, ema=0.997)
@@ -88,11 +89,12 @@ def contrast(
 
 def train_clip(options: TrainOptions) -> None:
     """Train and write `work/text_encoder`, `work/tokenizer` and `work/image_encoder`; prints retrieval figures."""
-    require_world(options)
+    check_options(options)
     recipe = TOY if options.toy else RECIPE
-    torch.manual_seed(recipe.seed)
     tokenizer = build_tokenizer(VOCABULARY)
-    objective = ClipObjective(build_text_encoder(len(tokenizer), toy=options.toy), build_image_encoder(toy=options.toy))
+    with initial_weights(recipe.seed):
+        encoders = build_text_encoder(len(tokenizer), toy=options.toy), build_image_encoder(toy=options.toy)
+    objective = ClipObjective(*encoders)
     count = options.batch or recipe.batch
 
     def batches(step: int, rank: int, world: int, device: torch.device) -> Iterator[dict[str, Tensor]]:

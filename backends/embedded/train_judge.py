@@ -8,14 +8,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from backends.embedded.config import FRAMES, SIZE, save_folder
+from backends.embedded.config import FRAMES, SIZE
 from backends.embedded.judge import Judge, JudgeConfig
-from backends.embedded.pool import FPS, decode, encode, freeze, half_precision, random_start, require_world, world_pool
+from backends.embedded.pool import FPS, check_options, decode, encode, freeze, random_start, world_pool
 from backends.embedded.report import report
 from backends.world import render, sample_scenes
 from backends.world.scene import ATTRIBUTES, Scenes
-from streaming.datasets import Samples, device_generator, draw
-from streaming.keys import Key
+from streaming.datasets import Samples, device_generator, draw, half_precision
+from streaming.folders import save_folder
+from streaming.keys import Key, initial_weights
 from streaming.training import Recipe, TrainOptions, fit
 
 RECIPE = Recipe(steps=5000, batch=128, learning_rate=2e-3, warmup=200, weight_decay=0.03, ema=0.997)
@@ -46,10 +47,10 @@ def train_judge(options: TrainOptions) -> None:
 
     If `work/vae` is there, half of the clips go through it.
     """
-    require_world(options)
+    check_options(options)
     recipe = TOY if options.toy else RECIPE
-    torch.manual_seed(recipe.seed)
-    objective = JudgeObjective(Judge(JudgeConfig(attributes=dict(ATTRIBUTES))))
+    with initial_weights(recipe.seed):
+        objective = JudgeObjective(Judge(JudgeConfig(attributes=dict(ATTRIBUTES))))
     count = options.batch or recipe.batch
 
     def batches(step: int, rank: int, world: int, device: torch.device) -> Iterator[dict[str, Tensor]]:

@@ -10,12 +10,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from backends.embedded.config import ENHANCED_SIZE, SIZE, build_vae, save_half
-from backends.embedded.pool import half_precision, random_start, require_world, signed, world_pool
+from backends.embedded.pool import check_options, random_start, signed, world_pool
 from backends.embedded.report import report, sheet
 from backends.world import object_mask, render, sample_scenes
 from backends.world.scene import Scenes
-from streaming.datasets import Samples, device_generator, draw
-from streaming.keys import Key
+from streaming.datasets import Samples, device_generator, draw, half_precision
+from streaming.keys import Key, initial_weights
 from streaming.training import Recipe, TrainOptions, fit
 
 RECIPE = Recipe(steps=6000, batch=256, learning_rate=1.5e-3, warmup=200, weight_decay=1e-3, ema=0.998)
@@ -66,10 +66,10 @@ class VaeObjective(nn.Module):
 
 def train_vae(options: TrainOptions) -> None:
     """Train and write `work/vae`; prints the signal-to-noise ratio on held-out scenes."""
-    require_world(options)
+    check_options(options)
     recipe = TOY if options.toy else RECIPE
-    torch.manual_seed(recipe.seed)
-    objective = VaeObjective(build_vae(toy=options.toy))
+    with initial_weights(recipe.seed):
+        objective = VaeObjective(build_vae(toy=options.toy))
     count = options.batch or recipe.batch
 
     def batches(step: int, rank: int, world: int, device: torch.device) -> Iterator[dict[str, Tensor]]:

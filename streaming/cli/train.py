@@ -21,6 +21,9 @@ def train(
     within: Annotated[float | None, typer.Option(help="Fit the whole plan into these minutes.")] = None,
     batch: Annotated[int | None, typer.Option(help="Clips per process and step.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile with torch.compile.")] = False,
+    checkpoint_gradients: Annotated[
+        bool, typer.Option("--checkpoint-gradients", help="Spare memory: compute activations twice.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     toy: Annotated[bool, typer.Option("--toy", help="Toy sizes, to rehearse.")] = False,
     dataset: Annotated[str, typer.Option(help="Captioned clips to train on.")] = "procedural-world",
@@ -36,8 +39,8 @@ def train(
     if part not in found:
         raise UserError(f'no trainer is called "{part}"; there are: {", ".join(sorted(found))}')
     options = TrainOptions(
-        work=work, steps=steps, minutes=minutes, within=within, batch=batch, compile=compile, device=device, toy=toy,
-        dataset=dataset,
+        work=work, steps=steps, minutes=minutes, within=within, batch=batch, compile=compile,
+        checkpoint_gradients=checkpoint_gradients, device=device, toy=toy, dataset=dataset,
     )  # fmt: skip
     found[part].load()(options)
 

@@ -10,7 +10,7 @@ from streaming.errors import UserError
 from streaming.types import Latents
 
 if TYPE_CHECKING:
-    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+    from diffusers import SchedulerMixin
 
 Times = Float[Tensor, " batch"]
 
@@ -33,15 +33,16 @@ class Diffusion:
         if self.kind not in ("flow", "epsilon", "v_prediction", "sample"):
             raise UserError(f'a scheduler with prediction type "{self.kind}" cannot be trained with')
 
-    def times(self, n: int, generator: torch.Generator) -> Times:
-        """n times in the scheduler's unit, on the generator's device.
+    def times(self, n: int, generator: torch.Generator, *, below: int | None = None) -> Times:
+        """n times in the scheduler's unit, on the generator's device; below: only earlier ones, None: all.
 
         Each is uniform, together they are spread evenly: a calmer loss than that of independent ones.
         """
+        steps = self.steps if below is None else below
         offset = torch.rand((), generator=generator, device=generator.device)
         share = (torch.arange(n, device=generator.device) + offset) / n
-        time = share * self.steps
-        return time if self.kind == "flow" else time.floor().clamp(max=self.steps - 1)
+        time = share * steps
+        return time if self.kind == "flow" else time.floor().clamp(max=steps - 1)
 
     def noised(self, clean: Latents, noise: Latents, time: Times) -> Latents:
         """x_t."""
