@@ -58,7 +58,9 @@ def load_scheduler(folder: Path) -> SchedulerMixin:
     config = read_json(folder / "scheduler_config.json")
     kind = getattr(diffusers, str(config.get("_class_name")), None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise UserError(f"{folder}/scheduler_config.json names no scheduler of diffusers: {config.get('_class_name')}")
+        raise UserError(
+            f"{folder}/scheduler_config.json names no scheduler of diffusers: {config.get('_class_name')}; correct it"
+        )
     try:
         with quiet():
             return kind.from_config(config)  # pyright: ignore[reportAttributeAccessIssue]

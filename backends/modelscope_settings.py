@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from streaming.backbone import Window
@@ -73,6 +74,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says."""
+    """The first sentence of what an exception says, or its first words: what libraries add is for developers."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return shorten(lines[0].split(". ")[0].rstrip("."), 200, placeholder=" ...")

@@ -94,11 +94,15 @@ class CLIPTextEncoder(TextEncoder):
 
 
 def _unknown_words(words: Sequence[str], vocabulary: Sequence[str]) -> str:
-    """One line that names the unknown words and what is spelt like them."""
-    near = list(dict.fromkeys(close for word in words for close in get_close_matches(word.lower(), vocabulary, 3, 0.5)))
-    named = ", ".join(f"'{word}'" for word in words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
-    nearest = f"the nearest are {', '.join(near[:12])}; " if near else ""
+    """One line that names the unknown words, each with what is spelt like it."""
+    more = f" and {len(words) - 8} more" if len(words) > 8 else ""
+    named = ", ".join(_with_near(word, vocabulary) for word in words[:8]) + more
     return (
         f"unknown word{'s' if len(words) > 1 else ''} {named}: this model knows {len(vocabulary)} words; "
-        f"{nearest}see `streamingt2v models --words`"
+        "see `streamingt2v models --words`"
     )
+
+
+def _with_near(word: str, vocabulary: Sequence[str]) -> str:
+    near = get_close_matches(word.lower(), vocabulary, 3, 0.6)
+    return f"'{word}' (did you mean {' or '.join(near)}?)" if near else f"'{word}'"

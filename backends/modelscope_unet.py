@@ -51,7 +51,7 @@ class UNet3DBackbone(Backbone):
         """The prediction [batch, channels, frames, high, wide], in the type of `call.latents`.
 
         Raises KeyError for an unknown site, ValueError for what this UNet cannot take: a time for each frame, a mask
-        on the text.
+        of given frames or on the text.
         """
         _check(call)
         latents = call.latents.to(self.unet.conv_in.weight.dtype)
@@ -100,7 +100,6 @@ class UNet3DFeatureEncoder(FeatureEncoder):
         """Takes copies of the encoder half's tensors from a UNet's state dict, trainable."""
         own = {name: state[name].detach().clone() for name in self.state_dict()}
         self.load_state_dict(own, assign=True)
-        self.requires_grad_(True)
 
     def forward(self, call: Call, condition: Features) -> Mapping[str, SiteFeatures]:
         """Skips and middle, by site; `condition` [batch, span, positions, condition_width] may span any length.
@@ -145,6 +144,9 @@ def _check(call: Call) -> None:
     """Raises ValueError for what a `UNet3DConditionModel` would silently do without."""
     if call.time.ndim != 1:
         raise ValueError(f"this UNet has one time for each sample, not one for each frame: {tuple(call.time.shape)}")
-    unread = call.context_mask is not None and not torch.compiler.is_compiling() and not bool(call.context_mask.all())
-    if unread:
+    if torch.compiler.is_compiling():  # values are unknown
+        return
+    if call.context_mask is not None and not bool(call.context_mask.all()):
         raise ValueError("this UNet reads all text tokens; it has no mask for them")
+    if call.mask is not None and not bool(call.mask.all()):
+        raise ValueError("this UNet generates all frames; it has no mask for given ones")

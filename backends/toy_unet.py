@@ -97,6 +97,7 @@ class Encoder(nn.Module):
 
     def forward(self, call: Call, condition: Features | None, deltas: Deltas) -> tuple[Latents, Below]:
         """Both features as videos [batch, width, frames, high, wide]; `condition` is added after the first layer."""
+        _check(call)
         batch, _, frames, high, wide = call.latents.shape
         hidden = self.conv_in(_images(call.latents))
         if condition is not None:
@@ -127,7 +128,7 @@ class ToyUNet(Backbone):
         self.out = nn.Conv2d(2 * WIDTH, CHANNELS, 3, padding=1)
 
     def forward(self, call: Call, deltas: Deltas) -> Latents:
-        """The v-prediction."""
+        """The v-prediction. Raises ValueError for masks, which it has no use for, KeyError for an unknown site."""
         check_sites(deltas, (*self.feature_sites, *self.context_sites))
         skip, mid = self.encoder(call, None, deltas)
         skip, mid = _changed(deltas, "skip", skip), _changed(deltas, "mid", mid)
@@ -153,7 +154,7 @@ class ToyUNetFeatures(FeatureEncoder):
         self.encoder = Encoder()
 
     def forward(self, call: Call, condition: Features) -> Mapping[str, SiteFeatures]:
-        """Features at `skip` and `mid`; condition [batch, frames, high * wide, 16]."""
+        """Features at `skip` and `mid`; condition [batch, frames, high * wide, 16]. Raises ValueError for masks."""
         skip, mid = self.encoder(call, condition, {})
         return {"skip": _features(skip), "mid": _features(mid)}
 
@@ -220,6 +221,16 @@ def _model(name: str, directory: Path | None, side: int, device: torch.device, d
         device=device,
         dtype=dtype,
     )
+
+
+def _check(call: Call) -> None:
+    """Raises ValueError for what this UNet would silently do without."""
+    if torch.compiler.is_compiling():  # values are unknown
+        return
+    if call.mask is not None and not bool(call.mask.all()):
+        raise ValueError("the toy UNet generates all frames; it has no mask for given ones")
+    if call.context_mask is not None and not bool(call.context_mask.all()):
+        raise ValueError("the toy UNet reads all text tokens; it has no mask for them")
 
 
 def _changed(deltas: Deltas, site: str, video: Latents) -> Latents:

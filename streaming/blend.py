@@ -53,7 +53,10 @@ class ChunkBlender(ABC):
 
     @abstractmethod
     def probability(self) -> Float[Tensor, " overlap"]:
-        """The right chunk's expected weight in each frame of a regular overlap: P(from it) if weights are 0 or 1."""
+        """The right chunk's expected weight in each frame of a regular overlap: P(from it) if weights are 0 or 1.
+
+        It holds for overlaps of at most half a chunk; with more, three chunks meet in a frame and share its weight.
+        """
 
     def spans(self, length: int) -> list[range]:
         """The latent frames of each chunk: `chunk` of them, the last one shifted left rather than cut off.

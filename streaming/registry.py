@@ -32,9 +32,9 @@ class Loaded:
     """What became of a group's plugins."""
 
     working: Mapping[str, Any]
-    """What each entry point refers to, by name."""
+    """What each entry point refers to, by name (or what was made of it)."""
     problems: tuple[str, ...]
-    """One line for each plugin that cannot be imported."""
+    """One line for each plugin that is broken."""
 
 
 def discover(group: str) -> Mapping[str, EntryPoint]:
@@ -79,6 +79,11 @@ def load_all(group: str) -> Loaded:
     return Loaded(working, tuple(problems))
 
 
+def make_backend(name: str) -> "Backend":
+    """The backend of that name; no model is loaded. Raises UserError for an unknown or broken one."""
+    return _make(BACKBONES, name)
+
+
 def open_model(
     name_or_dir: str, *, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
 ) -> "Model":
@@ -103,18 +108,18 @@ def open_enhancer(
 
 
 def make_short_term(name: str, model: "Model", weights: Path | None = None) -> "ShortTermMemory[Any]":
-    """The short-term memory of that name, for a model. Raises UserError for an unknown name."""
-    return load(SHORT_TERM_MEMORIES, name)(model, weights)
+    """The short-term memory of that name, for a model. Raises UserError for an unknown or broken one."""
+    return _make(SHORT_TERM_MEMORIES, name, model, weights)
 
 
 def make_long_term(name: str, model: "Model", weights: Path | None = None) -> "LongTermMemory[Any]":
-    """The long-term memory of that name, for a model. Raises UserError for an unknown name."""
-    return load(LONG_TERM_MEMORIES, name)(model, weights)
+    """The long-term memory of that name, for a model. Raises UserError for an unknown or broken one."""
+    return _make(LONG_TERM_MEMORIES, name, model, weights)
 
 
 def make_blender(name: str, chunk: int, overlap: int) -> "ChunkBlender":
-    """The blender of that name for chunks of so many latent frames. Raises UserError for an unknown name."""
-    return load(BLENDERS, name)(chunk, overlap)
+    """The blender of that name for chunks of so many latent frames. Raises UserError for an unknown or broken one."""
+    return _make(BLENDERS, name, chunk, overlap)
 
 
 def _placement(device: "torch.device | str", dtype: "torch.dtype | None") -> dict[str, Any]:
@@ -125,19 +130,47 @@ def _placement(device: "torch.device | str", dtype: "torch.dtype | None") -> dic
 
 def _backend(name_or_dir: str) -> "tuple[Backend, Path | None]":
     if name_or_dir in discover(BACKBONES):
-        return load(BACKBONES, name_or_dir)(), None
+        return make_backend(name_or_dir), None
     folder = Path(name_or_dir)
     if not folder.is_dir():
         raise UserError(_unknown(BACKBONES, name_or_dir, discover(BACKBONES)))
-    loaded = load_all(BACKBONES)
-    backends = {name: plugin() for name, plugin in loaded.working.items()}
-    matching = [name for name, backend in backends.items() if backend.matches(folder)]
+    asked = _ask(folder)
+    matching = [backend for backend, knows in asked.working.values() if knows]
     if len(matching) > 1:
-        raise UserError(f"more than one backend knows {folder}: {', '.join(matching)}; uninstall all but one")
+        names = ", ".join(name for name, (_, knows) in asked.working.items() if knows)
+        raise UserError(f"more than one backend knows {folder}: {names}; uninstall all but one")
     if not matching:
-        skipped = f" (skipped: {'; '.join(loaded.problems)})" if loaded.problems else ""
-        raise UserError(f"no backend knows the model in {folder}: installed are {', '.join(backends)}{skipped}")
-    return backends[matching[0]], folder
+        skipped = f" (skipped: {'; '.join(asked.problems)})" if asked.problems else ""
+        raise UserError(
+            f"no backend knows the model in {folder}: installed are {', '.join(asked.working)}{skipped}; "
+            "is it a whole model folder in diffusers' format? If not, choose another one"
+        )
+    return matching[0], folder
+
+
+def _ask(folder: Path) -> Loaded:
+    """Each backend and whether it knows the folder; one that cannot say is broken."""
+    loaded, known = load_all(BACKBONES), discover(BACKBONES)
+    working, problems = {}, list(loaded.problems)
+    for name, plugin in loaded.working.items():
+        try:
+            backend = plugin()
+            working[name] = backend, backend.matches(folder)
+        except Exception as error:  # a stranger's class may raise anything
+            problems.append(_broken(known[name], error, "does not work"))
+            warnings.warn(problems[-1], stacklevel=2)
+    return Loaded(working, tuple(problems))
+
+
+def _make(group: str, name: str, *arguments: Any) -> Any:
+    """What the plugin of that name makes. Its own UserErrors pass; anything else that it raises becomes one."""
+    factory = load(group, name)
+    try:
+        return factory(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_broken(discover(group)[name], error, "does not work")) from error
 
 
 def _unknown(group: str, name: str, known: Mapping[str, EntryPoint]) -> str:
@@ -151,9 +184,9 @@ def _unknown(group: str, name: str, known: Mapping[str, EntryPoint]) -> str:
     return f"no {what} '{name}': {hint}there are {', '.join(known)}"
 
 
-def _broken(entry: EntryPoint, error: Exception) -> str:
+def _broken(entry: EntryPoint, error: Exception, what: str = "cannot be imported") -> str:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"the plugin '{entry.name}' ({entry.value} of {_owner(entry)}) cannot be imported: {reason}"
+    return f"the plugin '{entry.name}' ({entry.value} of {_owner(entry)}) {what}: {reason}"
 
 
 def _owner(entry: EntryPoint) -> str:

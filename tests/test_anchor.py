@@ -22,6 +22,15 @@ def test_the_anchor_is_renewed_after_the_chunk_with_another_prompt():
     assert len(kit.long.anchors) == 2 and torch.equal(kit.long.anchors[1], last)
 
 
+def test_a_prompt_may_change_as_early_as_in_the_second_chunk():
+    """The first chunk is longer than the later ones, so its beginning is not found as theirs is."""
+    kit = toy(anchors=OnPromptChange())
+    chunks = run(kit, 5, PromptSchedule.of({0: "a", 4: "b"}))  # chunk 1 begins at frame 4
+    assert chunks[0].checkpoint.frames_done == 4
+    assert torch.equal(chunks[0].checkpoint.anchor, chunks[0].frames[:, :1])
+    assert all(torch.equal(chunk.checkpoint.anchor, chunks[1].frames[:, -1:]) for chunk in chunks[1:])
+
+
 def test_the_user_may_name_chunks():
     chunks = run(toy(anchors=AtChunks(frozenset({1, 3}))), 5)
     expected = [chunks[0].frames[:, :1], *[chunks[i].frames[:, -1:] for i in (1, 1, 3, 3)]]
@@ -38,6 +47,7 @@ def test_a_scene_change_is_a_change_of_colours_not_of_places():
     policy = OnSceneChange(0.6)
     assert policy.renew(day, torch.cat([day, half], 1), 3, False) is None
     assert torch.equal(policy.renew(day, torch.cat([day, night], 1), 3, False), night)
+    assert OnSceneChange(0.5).renew(day, half, 3, False) is None  # at the threshold, not beyond it
     for wrong in (0.0, 1.5):
         with pytest.raises(UserError, match=f"a scene-change threshold of {wrong}: choose more than 0 and at most 1"):
             OnSceneChange(wrong)

@@ -57,6 +57,17 @@ def test_merger_equals_naive_attention(batch, frames, span, positions):
         )
 
 
+def test_merger_keeps_faint_features_faint():
+    """Variances as small as what GroupNorm adds to them: its 1e-6, a convention of the published code, tells."""
+    merger, generator = unzero(Merger(16, 4, norm_groups=8)), torch.Generator().manual_seed(0)
+    features = 1e-3 * torch.randn(1, 3, 4, 16, generator=generator)
+    memory = torch.randn(1, 2, 4, 16, generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            merger(features, memory), naive_merger(merger, features, memory), rtol=1e-4, atol=1e-5
+        )
+
+
 DATA = Path(__file__).parent / "data"
 
 
@@ -220,8 +231,9 @@ def test_sizes_fit_the_backbone():
 def test_pixels_need_a_codec_that_does_not_pack_time():
     model = toy_model(packs=3)
     with pytest.raises(UserError, match="packs frames in time.*choose latents"):
-        new_cam(model)
-    assert new_cam(model, condition="latents").config.condition == "latents"
+        new_cam(model, condition="pixels")
+    assert new_cam(model).config.condition == new_cam(model, condition="latents").config.condition == "latents"
+    assert new_cam(toy_model()).config.condition == "pixels"
 
 
 def saved(tmp_path, model=None):
@@ -260,6 +272,39 @@ def test_weights_come_in_parts(tmp_path, monkeypatch):
     memory.save(tmp_path / "cam")
     assert [path.name for path in (tmp_path / "cam").glob("*.safetensors")] == ["model.safetensors"]
     assert not list((tmp_path / "cam").glob(".*"))
+
+
+def test_an_interrupted_save_leaves_the_old_parts_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapters.store, "PART_BYTES", 4000)
+    memory = saved(tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "cam").iterdir()}
+    written = []
+
+    def full_disk(tensors, path, **more):
+        if len(written) == 2:
+            raise OSError("no space left")
+        written.append(path)
+        save_file(tensors, path, **more)
+
+    monkeypatch.setattr(adapters.store, "save_file", full_disk)
+    for value in memory.parameters():
+        value.data += 1
+    with pytest.raises(OSError, match="no space left"):
+        memory.save(tmp_path / "cam")
+    assert len(written) == 2 and {path.name: path.read_bytes() for path in (tmp_path / "cam").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["cam"]
+
+
+def test_other_people_s_files_are_not_replaced(tmp_path):
+    (tmp_path / "cam").mkdir()
+    (tmp_path / "cam" / "thesis.txt").write_text("years of work")
+    with pytest.raises(
+        UserError, match=r"thesis\.txt is no part of an adapter: move it away, or save to another folder"
+    ):
+        saved(tmp_path)
+    with pytest.raises(UserError, match=r"thesis\.txt is no part of an adapter"):
+        new_cam(toy_model()).save(tmp_path / "cam" / "thesis.txt")
+    assert (tmp_path / "cam" / "thesis.txt").read_text() == "years of work"
 
 
 def test_no_trained_cam(tmp_path):

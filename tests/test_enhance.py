@@ -237,14 +237,28 @@ def test_every_frame_is_its_owners_at_the_end_of_joint_mode():
     assert result == (owners + 1).tolist()
 
 
-def test_every_frame_is_its_owners_at_the_end_of_causal_mode():
-    oracle = Oracle(9)
-    pieces = enhance_causal(all_knowing(oracle), [video(14)], PROMPT, key=KEY)
+def causal_owners(blender, length):
+    """Chunk by chunk: a later one takes over behind the cut in the regular overlap, wherever it begins itself."""
+    owners, spans = [0] * length, blender.spans(length)
+    for right in range(1, len(spans)):
+        met = range(spans[right - 1].stop - blender.overlap, spans[right - 1].stop)
+        share = blender.boundary_share(right, blender.overlap, KEY.fold("blend", 2))
+        for frame in [n for n, weight in zip(met, share, strict=True) if weight] + [*range(met.stop, length)]:
+            owners[frame] = right
+    return owners
+
+
+@pytest.mark.parametrize("length", [11, 13, 14, 15])
+def test_every_frame_is_its_owners_at_the_end_of_causal_mode(length):
+    """A last chunk that is shifted left (all lengths but 14) meets more frames, but changes no more of them."""
+    enhancer = all_knowing(Oracle(12))
+    owners = causal_owners(enhancer.blender, length)
+    if length == 14:
+        assert owners == enhancer.blender.owners(14, KEY.fold("blend", 2)).tolist()
     values = []
-    for piece in pieces:  # three steps a chunk; the last one is what a chunk believes
+    for piece in enhance_causal(enhancer, [video(length)], PROMPT, key=KEY):
         values += clean_values(piece)
-    owners = randomized(6, 2).owners(14, KEY.fold("blend", 2))
-    assert values == (3 * (owners + 1)).tolist()
+    assert values == [3 * (owner + 1) for owner in owners]  # three steps a chunk; the last is what it believes
 
 
 @pytest.mark.parametrize("blender", BLENDERS)
@@ -337,6 +351,21 @@ def test_a_codec_may_pack_frames_in_time(blender, length):
     assert joint(enhancer, video(length)).shape[1] == length
     assert torch.equal(causal(enhancer, video(length)), causal(enhancer, *video(length).split(3, dim=1)))
     assert causal(enhancer, video(length)).shape[1] == length
+
+
+@pytest.mark.parametrize(
+    "mode", [enhance_joint, lambda e, frames, *rest, **key: enhance_causal(e, [frames], *rest, **key)]
+)
+def test_prompts_count_pixel_frames_where_a_codec_packs_them(mode):
+    """The second chunk begins at latent frame 4, which is pixel frame 8."""
+    enhancer = replace(toy(steps=2), codec=PairsOfFrames())
+
+    def prompted(switch):
+        prompts = PromptSchedule.of({0: "walk", switch: "run"})
+        return torch.cat(list(mode(enhancer, video(20), prompts, key=KEY)), dim=1)
+
+    assert torch.equal(prompted(6), prompted(1)) and torch.equal(prompted(8), prompted(1))
+    assert not torch.equal(prompted(9), prompted(1))
 
 
 @final

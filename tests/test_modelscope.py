@@ -1,10 +1,8 @@
 """The ModelScope UNet: sites by hooks against a naive reference, its encoder half, codec, text and image encoders."""
 
 import copy
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
@@ -27,6 +25,7 @@ from backends.modelscope_image import CLIPImageEncoder
 from backends.modelscope_text import CLIPTextEncoder
 from backends.modelscope_unet import UNet3DBackbone
 from streaming.backbone import Call, Guided, Window
+from streaming.conformance.one_graph import unchecked
 from streaming.errors import UserError
 from streaming.sites import Delta
 
@@ -75,19 +74,6 @@ def plain(unet: UNet3DConditionModel, call: Call) -> Tensor:
 
 def every_site(backbone: UNet3DBackbone, delta: Callable[[str], Delta]) -> dict[str, Delta]:
     return {site.name: delta(site.name) for site in (*backbone.feature_sites, *backbone.context_sites)}
-
-
-@contextmanager
-def undecorated() -> Iterator[None]:
-    """Within, our packages are imported anew without shape checks, which tests alone have and compilers can't trace."""
-    ours = {name for name in sys.modules if name.split(".")[0] in ("streaming", "backends", "adapters")}
-    kept, finders = {name: sys.modules.pop(name) for name in ours}, sys.meta_path[:]
-    sys.meta_path[:] = [finder for finder in finders if not type(finder).__module__.startswith("jaxtyping")]
-    try:
-        yield
-    finally:
-        sys.meta_path[:] = finders
-        sys.modules.update(kept)
 
 
 @pytest.fixture
@@ -200,15 +186,17 @@ class TestSites:
             assert go_on.wait(30)
             return torch.ones_like(value)
 
-        results: list[Tensor] = []
-        alone = backbone(call, {"skips.0": torch.ones_like})
-        thread = threading.Thread(target=torch.no_grad()(lambda: results.append(backbone(call, {"skips.0": wait}))))
+        first, results = backbone.context_sites[0].name, []
+        thread = threading.Thread(
+            target=torch.no_grad()(lambda: results.append(backbone(call, {first: wait, "skips.0": torch.ones_like})))
+        )
+        alone = backbone(call, {first: torch.ones_like, "skips.0": torch.ones_like})
+        before = backbone(call, {})
         thread.start()
         assert inside.wait(30)
-        here = backbone(call, {})
+        assert torch.equal(plain(unet, call), before)
         go_on.set()
         thread.join()
-        assert torch.equal(here, plain(unet, call))
         assert torch.equal(results[0], alone)
 
     def test_a_copy_would_lose_its_deltas_and_is_refused(self) -> None:
@@ -234,7 +222,7 @@ class TestSites:
     def test_one_graph_under_compile_and_no_recompilation_for_new_deltas(self) -> None:
         down, up = ("DownBlock3D",), ("UpBlock3D",)  # few operations, all kinds of sites
         unet = make_unet(block_out_channels=(32,), down_block_types=down, up_block_types=up)
-        with undecorated():
+        with unchecked():
             from backends.modelscope_unet import UNet3DBackbone as Plain
             from streaming.backbone import Call as PlainCall
             from streaming.backbone import Window as PlainWindow
@@ -254,17 +242,24 @@ class TestSites:
         [
             ({"time": torch.zeros(2, FRAMES)}, "one time for each sample, not one for each frame"),
             ({"context_mask": torch.tensor([[True] * TOKENS, [False] * TOKENS])}, "it has no mask for them"),
+            ({"mask": torch.tensor([[True] * FRAMES, [False] * FRAMES])}, "it has no mask for given ones"),
         ],
     )
     def test_refuses_what_it_cannot_take(self, change: dict[str, Any], message: str) -> None:
         backbone = make_backbone()
         with pytest.raises(ValueError, match=message):
             backbone(make_call().with_(**change), {})
+        encoder, (_, _, span, high, wide) = backbone.feature_encoder(), make_call().latents.shape
+        with pytest.raises(ValueError, match=message):
+            encoder(make_call().with_(**change), torch.zeros(2, span, high * wide, encoder.condition_width))
 
     @torch.no_grad()
     def test_a_mask_that_reads_everything_is_no_mask(self) -> None:
         backbone, call = make_backbone(), make_call()
-        masked = call.with_(context_mask=torch.ones(2, TOKENS, dtype=torch.bool))
+        everything = {
+            name: torch.ones(2, n, dtype=torch.bool) for name, n in (("context_mask", TOKENS), ("mask", FRAMES))
+        }
+        masked = call.with_(**everything)
         assert torch.equal(backbone(masked, {}), backbone(call, {}))
 
     @torch.no_grad()

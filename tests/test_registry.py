@@ -19,6 +19,7 @@ from streaming.registry import (
     discover,
     load,
     load_all,
+    make_backend,
     make_blender,
     make_long_term,
     make_short_term,
@@ -217,6 +218,73 @@ def test_a_broken_backend_does_not_stop_the_others(families, tmp_path):
     (folder / "one").touch()
     with pytest.warns(UserWarning, match="the plugin 'bad'"):
         assert open_model(str(folder)).name == str(folder)
+
+
+ABSTRACT = "from streaming.model import Backend\nclass Family(Backend):\n    pass\n"
+RAISING = "class Family:\n    def __init__(self):\n        raise OSError('no\\n  licence')\n"
+UNSURE = "class Family:\n    def matches(self, directory):\n        return directory['unet']\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (ABSTRACT, "TypeError: Can't instantiate abstract class Family"),
+        (RAISING, "OSError: no licence"),
+        (UNSURE, "TypeError: 'PosixPath' object is not subscriptable"),
+    ],
+    ids=["abstract", "raising", "unsure"],
+)
+def test_a_backend_that_imports_but_does_not_work_does_not_stop_the_others(families, tmp_path, source, reason):
+    families("bad", "streaming.test_backbones", {"bad": "fam_bad:Family"}, fam_bad=source)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    message = f"the plugin 'bad' (fam_bad:Family of bad) does not work: {reason}"
+    with pytest.warns(UserWarning, match="the plugin 'bad'") as told, pytest.raises(UserError) as caught:
+        open_model(str(folder))
+    assert len(told) == 1 and str(told[0].message).startswith(message) and "\n" not in str(told[0].message)
+    installed = f"no backend knows the model in {folder}: installed are fam-one, fam-two"
+    assert str(caught.value) == f"{installed} (skipped: {told[0].message})"
+    (folder / "one").touch()
+    with pytest.warns(UserWarning, match="does not work"):
+        assert open_model(str(folder)).name == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [(ABSTRACT, "TypeError: Can't instantiate abstract class Family"), (RAISING, "OSError: no licence")],
+    ids=["abstract", "raising"],
+)
+def test_a_backend_that_does_not_work_is_told_by_its_name(families, source, reason):
+    families("bad", "streaming.test_backbones", {"bad": "fam_bad:Family"}, fam_bad=source)
+    for open_ in (open_model, open_enhancer, make_backend):
+        with pytest.raises(UserError) as caught:
+            open_("bad")
+        assert str(caught.value).startswith(f"the plugin 'bad' (fam_bad:Family of bad) does not work: {reason}")
+        assert type(caught.value.__cause__).__name__ == reason.split(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("group", "make"),
+    [
+        (SHORT_TERM_MEMORIES, lambda: make_short_term("odd", None)),
+        (LONG_TERM_MEMORIES, lambda: make_long_term("odd", None)),
+        (BLENDERS, lambda: make_blender("odd", 6, 2)),
+    ],
+    ids=["short", "long", "blender"],
+)
+def test_a_factory_s_own_words_pass_and_anything_else_is_told_with_its_name(monkeypatch, install, group, make):
+    source = (
+        "from streaming.errors import UserError\nkind = UserError\ndef odd(*given):\n    raise kind('no weights')\n"
+    )
+    install("dist", group, {"odd": "mod_odd:odd"}, mod_odd=source)
+    with pytest.raises(UserError) as caught:
+        make()
+    assert str(caught.value) == "no weights"
+    monkeypatch.setattr(sys.modules["mod_odd"], "kind", RuntimeError)
+    with pytest.raises(UserError) as caught:
+        make()
+    assert str(caught.value) == "the plugin 'odd' (mod_odd:odd of dist) does not work: RuntimeError: no weights"
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_a_model_without_an_enhancer_says_so(families):

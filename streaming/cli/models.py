@@ -49,10 +49,10 @@ def _overview() -> int:
 
 def _backbone(name: str) -> bool:
     """A line about a family of models, one about the model that ships with it. Returns whether it is broken."""
-    from streaming.registry import BACKBONES, load, open_model
+    from streaming.registry import make_backend, open_model
 
     try:
-        print(f"  {name}: {load(BACKBONES, name)().describe()}")
+        print(f"  {name}: {make_backend(name).describe()}")
     except UserError as error:
         print(f"  {name}: broken, {error}")
         return True
