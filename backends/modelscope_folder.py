@@ -42,7 +42,8 @@ def load_part(kinds: dict[str, type[M]], folder: Path, dtype: torch.dtype) -> M:
             )
     except _FAILURES as error:
         raise UserError(
-            f"cannot load {folder}: config.json and the weights don't fit together ({first_line(error)})"
+            f"cannot load {folder}: config.json and the weights don't fit together ({first_line(error)}): "
+            "copy the folder again"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:

@@ -33,7 +33,9 @@ def main(
 def _watch(command: list[str], cores: int) -> tuple[float, int]:
     """Wall seconds and peak resident bytes (the kernel's own high-water mark)."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": str(cores)})
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": str(cores)}
+    )
     watched = psutil.Process(process.pid)
     if hasattr(watched, "cpu_affinity"):
         watched.cpu_affinity(list(range(cores)))

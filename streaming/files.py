@@ -23,7 +23,9 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
         if os.name != "nt":  # Windows opens no folders; its rename is durable by itself
             _sync(path.parent, os.O_RDONLY)
     except OSError as error:
-        raise UserError(f"cannot write {what} {path}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write {what} {path}: {error.strerror or error}; make room or write elsewhere"
+        ) from error
     finally:
         waiting.unlink(missing_ok=True)
 

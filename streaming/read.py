@@ -45,12 +45,12 @@ def read_video(path: Path | str) -> Video:
     streams = [stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic]
     if not streams:
         container.close()
-        raise UserError(f"{path} holds no video (only sound or pictures): give a video file")
+        raise UserError(f"{path} holds no video (only sound or pictures) or it is truncated: give an intact video")
     stream = streams[0]
     images = _images(container, path, stream.index)
     first = next(images, None)
     if first is None:
-        raise UserError(f"{path} holds no frame that can be read: is it complete?")
+        raise UserError(f"{path} holds no frame that can be read: is it complete? Give an intact copy")
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate
     return Video(
         fps=float(rate) if rate else 8.0, height=first.shape[-2], width=first.shape[-1], pieces=_pieces(first, images)
@@ -64,9 +64,13 @@ def _open(path: Path) -> "InputContainer":
     if not path.is_file():
         raise UserError(f"{path} is not a file: give the path of a video")
     try:
-        return av.open(path)
+        container = av.open(path)
     except (FFmpegError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a video: {_reason(error)}") from error
+        raise UserError(f"{path} cannot be read as a video ({_reason(error)}): give an mp4, mov or webm") from error
+    if container.format.name == "tty":  # FFmpeg takes a text for a film of letters
+        container.close()
+        raise UserError(f"{path} cannot be read as a video (it is a text): give an mp4, mov or webm")
+    return container
 
 
 def _images(container: "InputContainer", path: Path, index: int) -> Iterator[Float[Tensor, "3 rows cols"]]:
@@ -81,7 +85,13 @@ def _images(container: "InputContainer", path: Path, index: int) -> Iterator[Flo
                 yield _image(frame)
                 count += 1
         except (FFmpegError, OSError) as error:
-            raise UserError(f"{path} is damaged after frame {count}: {_reason(error)}") from error
+            raise UserError(_damaged(path, count, _reason(error))) from error
+
+
+def _damaged(path: Path, count: int, reason: str) -> str:
+    if not count:
+        return f"{path} is no video that can be read ({reason}): give an mp4, mov or webm"
+    return f"{path} is damaged after frame {count} ({reason}): cut it there or give an intact copy"
 
 
 def _image(frame: "VideoFrame") -> Float[Tensor, "3 rows cols"]:
@@ -116,7 +126,7 @@ def read_image(path: Path | str) -> Float[Tensor, "3 rows cols"]:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image: {_reason(error)}") from error
+        raise UserError(f"{path} cannot be read as an image ({_reason(error)}): give a PNG or JPEG") from error
     import numpy
 
     return torch.from_numpy(numpy.array(image)).permute(2, 0, 1).float() / 255

@@ -89,10 +89,13 @@ GENERATE = [
         "--image and --video both say how the video begins: keep one",
     ),
     (("a", "--image", "none.png"), "none.png is not a file: give the path of an image"),
-    (("a", "--image", "text.txt"), "text.txt cannot be read as an image: cannot identify image file"),
+    (("a", "--image", "text.txt"), "text.txt cannot be read as an image (cannot identify image file"),
     (("a", "--video", "none.mp4"), "none.mp4 is not a file: give the path of a video"),
     (("a", "--video", "folder.mp4"), "folder.mp4 is not a file: give the path of a video"),
-    (("a", "--video", "text.txt"), "text.txt cannot be read as a video: "),
+    (("a", "--video", "text.txt"), "text.txt cannot be read as a video ("),
+    (("a", "--video", ""), "--video is empty: name a file or leave --video out"),
+    (("a", "--output", ""), "--output is empty: name a file or leave --output out"),
+    (("--resume", "none.checkpoint", "--output", ""), "--output is empty: name a file or leave --output out"),
     (("a", "--model", "tiny-modelscop"), "no model, and no folder, 'tiny-modelscop': did you mean 'tiny-modelscope'?"),
     (("a", "--model", "text.txt"), "no model, and no folder, 'text.txt': there are tiny-modelscope, toy-dit"),
     (("a", "--short-term", "injct"), "no short term memory 'injct': did you mean 'inject'? there are inject, none"),
@@ -128,7 +131,7 @@ def test_generate(arguments: tuple[str, ...], wording: str, capfd: pytest.Captur
 
 ENHANCE = [
     (("none.mp4", "a"), "none.mp4 is not a file: give the path of a video"),
-    (("text.txt", "a"), "text.txt cannot be read as a video: "),
+    (("text.txt", "a"), "text.txt cannot be read as a video ("),
     (("video.mp4",), "what does video.mp4 show? Say it in words behind the file name"),
     (("video.mp4", ""), EMPTY),
     (("video.mp4", "a", "--mode", "both"), "--mode 'both': choose one of joint, causal"),
@@ -158,6 +161,25 @@ def test_an_output_that_can_be_continued_is_told_how(capfd: pytest.CaptureFixtur
     assert refused(capfd, "generate", "a", "--output", "old.mp4") == (
         "old.mp4 exists already: choose another --output, replace it with --overwrite, "
         "or go on with it by --resume old.mp4.checkpoint"
+    )
+
+
+def test_a_text_is_no_video(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("long.txt").write_text("words and words\n" * 200)
+    for name in ("text.txt", "long.txt"):
+        line = refused(capfd, "generate", "a", "--video", name)
+        assert line.startswith(name) and line.endswith("): give an mp4, mov or webm"), line
+
+
+def test_an_unfinished_video_is_not_replaced(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("new.base.mp4").write_bytes(b"frames")
+    assert refused(capfd, "generate", "a", "--enhance", "--output", "new.mp4") == (
+        "new.base.mp4 exists already: choose another --output, or replace it with --overwrite"
+    )
+    Path("new.mp4.checkpoint").write_bytes(b"state")
+    assert refused(capfd, "generate", "a", "--enhance", "--output", "new.mp4") == (
+        "new.mp4.checkpoint exists already: choose another --output, replace it with --overwrite, "
+        "or go on with it by --resume new.mp4.checkpoint"
     )
 
 

@@ -67,7 +67,7 @@ def test_saving_over_an_old_file_is_all_or_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(UserError, match=rf"cannot write the checkpoint {path}: No space left on device"):
+    with pytest.raises(UserError, match=rf"cannot write the checkpoint {path}: No space left on device; make room"):
         make(index=2).save(path)
     assert Checkpoint.load(path).index == 1
     assert os.listdir(tmp_path) == ["state.safetensors"]

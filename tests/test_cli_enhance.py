@@ -58,10 +58,10 @@ def test_changes_the_enhanced_frames(folder: Path, options: tuple[str, ...]) -> 
     assert same(Path("made.base.mp4"), folder / "joint.base.mp4") == (options[0] != "--negative-prompt")
 
 
-def test_default_strength_is_the_one_in_the_help(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_default_strength_is_the_models(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for command in ("generate", "enhance"):
         assert run(command, "--help") == 0
-        assert "at most 1. [default: 0.6]" in " ".join(capfd.readouterr().out.split())
+        assert "at most 1. [default: the model's]" in " ".join(capfd.readouterr().out.split())
     assert run(*COMMAND, "--strength", "0.6", "--output", "made.mp4") == 0
     assert same(Path("made.mp4"), folder / "joint.mp4")
 
@@ -122,6 +122,22 @@ def test_overwriting_with_a_shorter_one(folder: Path) -> None:
     Path("made.mp4").write_bytes((folder / "joint.mp4").read_bytes())
     assert run("generate", "a ball", "--frames", 3, "--enhance", "--overwrite", "--output", "made.mp4") == 0
     assert frames_of(Path("made.mp4")).shape[1] == 3
+
+
+@pytest.mark.parametrize("mode", ["joint", "causal"])
+def test_what_is_overwritten_stays_until_the_new_one_is_complete(
+    folder: Path, mode: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    old = (folder / "joint.mp4").read_bytes()
+    Path("made.mp4").write_bytes(old)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4 if mode == "joint" else 6)
+        assert run(*COMMAND, "--seed", 1, "--enhance-mode", mode, "--overwrite", "--output", "made.mp4") == 130
+    assert Path("made.mp4").read_bytes() == old
+    assert "go on with: streamingt2v generate --resume" in capfd.readouterr().err.splitlines()[-1]
+    assert run("generate", "--resume", "made.mp4.checkpoint") == 0
+    assert Path("made.mp4").read_bytes() != old
+    assert not Path("made.again.mp4").exists()
 
 
 def test_progress_of_both_stages(capfd: pytest.CaptureFixture[str]) -> None:
@@ -245,6 +261,39 @@ def test_enhance_stopped_before_the_first_frame(
     assert run("enhance", video, "a red ball") == 130
     assert capfd.readouterr().err.splitlines()[-1] == "stopped: nothing was finished yet, nothing is kept"
     assert not Path("ball.enhanced.mp4").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_enhance_keeps_the_old_one_until_the_new_one_is_complete(
+    video: Path, error: type[BaseException], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with VideoWriter("ball.enhanced.mp4", fps=8.0, height=16, width=16) as old:
+        old.write(torch.zeros(1, 4, 3, 16, 16))
+    before, real, count = Path("ball.enhanced.mp4").read_bytes(), VideoWriter.write, iter(range(9))
+
+    def write(self: VideoWriter, frames: torch.Tensor) -> None:
+        if next(count) == 2:  # more frames were written than the old one has
+            raise error
+        real(self, frames)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoWriter, "write", write)
+        code = run("enhance", video, "a ball", "--mode", "causal", "--overwrite")
+    assert code == (130 if error is KeyboardInterrupt else 1)
+    assert Path("ball.enhanced.mp4").read_bytes() == before
+    assert sorted(path.name for path in Path().iterdir()) == ["ball.enhanced.mp4", "ball.mp4"]
+    if error is KeyboardInterrupt:
+        assert capfd.readouterr().err.splitlines()[-1] == (
+            "stopped: ball.enhanced.mp4 is the old one still, nothing of the new one is kept"
+        )
+
+
+def test_enhance_replaces_by_a_shorter_one(folder: Path, video: Path) -> None:
+    Path("ball.enhanced.mp4").write_bytes((folder / "joint.mp4").read_bytes())
+    with VideoWriter("ball.mp4", fps=8.0, height=32, width=32) as short:
+        short.write(torch.zeros(1, 3, 3, 32, 32))
+    assert run("enhance", video, "a ball", "--overwrite") == 0
+    assert frames_of(Path("ball.enhanced.mp4")).shape[1] == 3
 
 
 def test_enhance_too_long_for_joint(

@@ -70,6 +70,23 @@ def test_ctrl_c_before_the_first_chunk(monkeypatch: pytest.MonkeyPatch, capfd: p
     assert list(Path().iterdir()) == []
 
 
+def test_what_is_overwritten_stays_until_the_first_chunk(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*COMMAND, "--frames", 14, "--output", "made.mp4") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("streaming.cli.rollout.stream", interrupted)
+        assert run(*COMMAND, "--seed", 1, "--output", "made.mp4", "--overwrite") == 130
+    told = capfd.readouterr().err.splitlines()[-1]
+    assert told == "stopped: no chunk was finished yet, made.mp4 is the old one still"
+    assert run("generate", "--resume", "made.mp4.checkpoint", "--frames", FRAMES) == 0
+    assert Path("made.mp4").read_bytes() == whole.read_bytes()
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 KILLED = """
 import os, signal
 import pytest
@@ -121,7 +138,8 @@ def test_killed_between_frames_and_checkpoint(whole: Path, monkeypatch: pytest.M
 def test_full_disk_at_the_first_checkpoint(capfd: pytest.CaptureFixture[str]) -> None:
     with small_disk(20_000):
         assert run(*COMMAND, "--output", "made.mp4") == 2
-    wording = "error: cannot write the checkpoint made.mp4.checkpoint: file too large"
+    wording = "error: cannot write the checkpoint made.mp4.checkpoint: file too large; make room or write elsewhere; "
+    wording += "made.mp4 holds 8 frames, start again with --overwrite"
     assert capfd.readouterr().err.splitlines()[-1].lower() == wording
     assert frames_of(Path("made.mp4")).shape[1] == 8
 
@@ -236,6 +254,15 @@ def test_what_cannot_change(options: tuple[str, ...], wording: str, capfd: pytes
     assert run("generate", *options, "--resume", "made.mp4.checkpoint") == 2
     assert "error: " + wording in capfd.readouterr().err.splitlines()[-1]
     assert Path("made.mp4").read_bytes() == before
+
+
+def test_too_few_frames_are_told_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", "a red ball", "--frames", 14, "--output", "made.mp4") == 0
+    monkeypatch.setattr("streaming.cli.rollout.open_model", interrupted)
+    assert run("generate", "--frames", 9, "--resume", "made.mp4.checkpoint") == 2
+    assert "has 12 frames already: choose more --frames than 9" in capfd.readouterr().err
 
 
 def test_a_checkpoint_of_another_program(capfd: pytest.CaptureFixture[str]) -> None:

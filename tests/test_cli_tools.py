@@ -56,8 +56,9 @@ assert not {"torch", "diffusers", "transformers", "av", "numpy"} & set(sys.modul
 def test_wrong_usage_is_one_line(arguments: list[str], wording: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(*arguments) == 2
     captured = capfd.readouterr()
+    help = f"streamingt2v {arguments[0]} --help" if arguments[0] in ("generate", "enhance") else "streamingt2v --help"
     assert captured.out == "" and captured.err.count("\n") == 1
-    assert captured.err.startswith(wording) and "(see streamingt2v --help)" in captured.err
+    assert captured.err.startswith(wording) and captured.err.endswith(f"(see {help})\n")
 
 
 def failing(error: BaseException) -> Any:
@@ -102,6 +103,23 @@ def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
 def test_train_is_mounted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("train", "nothing", "--work", tmp_path) == 2
     assert capfd.readouterr().err.startswith('error: no trainer is called "nothing"')
+
+
+@pytest.mark.parametrize("name", ["file", "file/inside", "/proc/self/work"])
+def test_train_in_what_is_no_folder(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("precious")
+    assert run("train", "vae", "--toy", "--work", tmp_path / name) == 2
+    line = capfd.readouterr().err
+    assert line.startswith(f"error: --work {tmp_path / name} cannot be written (") and line.count("\n") == 1
+    assert line.endswith("): choose another folder\n")
+
+
+@pytest.mark.parametrize("part", ["cam", "apm", "memories"])
+def test_train_a_memory_without_a_base(part: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("train", part, "--toy", "--work", tmp_path / "new") == 2
+    wording = f"error: --work {tmp_path / 'new'} holds no base model yet: train vae, clip and base first\n"
+    assert capfd.readouterr().err == wording
+    assert not (tmp_path / "new").exists()
 
 
 # --- progress --------------------------------------------------------------------------------------------------------

@@ -118,13 +118,14 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
     return ModelScope().load(folder, device=CPU, dtype=dtype)
 
 
-def assert_refused(folder: Path, *said: str) -> None:
+def assert_refused(folder: Path, *said: str) -> str:
     """In one line, which says where, and what to do."""
     with pytest.raises(UserError) as caught:
         load(folder)
     line = str(caught.value)
     assert "\n" not in line
     assert all(some in line for some in said), line
+    return line
 
 
 class TestRoundTrip:
@@ -353,7 +354,8 @@ class TestWrongFolders:
     def test_configuration_of_another_size(self, folder: Path) -> None:
         path = folder / "unet" / "config.json"
         path.write_text(path.read_text().replace('"cross_attention_dim": 16', '"cross_attention_dim": 24'))
-        assert_refused(folder, "cannot load", "config.json and the weights don't fit together")
+        line = assert_refused(folder, "cannot load", "config.json and the weights don't fit together", "24")
+        assert line.endswith("])): copy the folder again") and "ignore_mismatched" not in line, line
 
     @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "image_encoder"])
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -381,7 +383,7 @@ class TestWrongFolders:
     @pytest.mark.parametrize("name", ["NoSuchScheduler", "UNet3DConditionModel", "__name__"])
     def test_unknown_scheduler(self, folder: Path, name: str) -> None:
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": name}))
-        assert_refused(folder, f"names no scheduler of diffusers: {name}")
+        assert_refused(folder, f"names no scheduler of diffusers: {name}; correct it")
 
     def test_impossible_scheduler(self, folder: Path) -> None:
         path = folder / "scheduler" / "scheduler_config.json"

@@ -444,8 +444,8 @@ class TestText:
         with pytest.raises(UserError) as caught:
             make_text()(["a red ball", "a blau dragon rolls over a dragon"])
         assert str(caught.value) == (
-            "unknown words 'blau', 'dragon': this model knows 9 words; the nearest are blue, ball, wagon; "
-            "see `streamingt2v models --words`"
+            "unknown words 'blau' (did you mean blue?), 'dragon' (did you mean wagon?): "
+            "this model knows 9 words; see `streamingt2v models --words`"
         )
         with pytest.raises(UserError, match="^unknown word 'xyz': this model knows 9 words; see `streamingt2v models"):
             make_text()(["xyz"])

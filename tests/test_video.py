@@ -324,8 +324,8 @@ def test_not_a_video(tmp_path: Path) -> None:
     for make, wording in (
         (lambda: None, "v.mp4 is not a file: give the path of a video"),
         (lambda: path.mkdir(), "v.mp4 is not a file: give the path of a video"),
-        (lambda: path.rmdir() or path.write_bytes(b""), "v.mp4 cannot be read as a video: invalid data found"),
-        (lambda: path.write_text("hello " * 99), "v.mp4 cannot be read as a video: invalid data found"),
+        (lambda: path.rmdir() or path.write_bytes(b""), r"v.mp4 cannot be read as a video \(invalid data found"),
+        (lambda: path.write_text("hello " * 99), r"v.mp4 cannot be read as a video \(invalid data found"),
     ):
         make()
         with pytest.raises(UserError, match=wording):
@@ -340,7 +340,7 @@ def test_only_sound(tmp_path: Path) -> None:
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(UserError, match=r"sound.wav holds no video \(only sound or pictures\): give a video file"):
+    with pytest.raises(UserError, match=r"sound.wav holds no video \(only sound or pictures\) or it is truncated"):
         read_video(sound)
 
 
@@ -364,7 +364,7 @@ def test_damaged_in_the_middle(tmp_path: Path) -> None:
     third = [at for at in range(len(data)) if data[at : at + 4] == b"\x89PNG"][3]
     data[third : third + 60] = bytes(60)
     path.write_bytes(data)
-    with pytest.raises(UserError, match="v.mp4 is damaged after frame 3: "):
+    with pytest.raises(UserError, match=r"v.mp4 is damaged after frame 3 \(.*\): cut it there or give an intact copy"):
         frames_of(path)
 
 
@@ -391,12 +391,12 @@ def test_not_an_image(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="image.png is not a file: give the path of an image"):
         read_image(path)
     path.write_bytes(b"hello")
-    with pytest.raises(UserError, match="image.png cannot be read as an image: cannot identify"):
+    with pytest.raises(UserError, match="image.png cannot be read as an image \\(cannot identify"):
         read_image(path)
     whole = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(whole, "PNG")
     path.write_bytes(whole.getvalue()[:600])
-    with pytest.raises(UserError, match="image.png cannot be read as an image: "):
+    with pytest.raises(UserError, match=r"image.png cannot be read as an image \(.*\): give a PNG or JPEG"):
         read_image(path)
 
 

@@ -20,12 +20,14 @@ def _run(argv: Sequence[str]) -> int:
     from streaming.cli.app import command
     from streaming.errors import UserError
 
+    whole = command()
     try:
-        return command().main(list(argv) or ["--help"], prog_name="streamingt2v", standalone_mode=False) or 0
+        return whole.main(list(argv) or ["--help"], prog_name="streamingt2v", standalone_mode=False) or 0
     except UserError as error:
         return _say(str(error), 2)
     except typer.TyperException as error:
-        return _say(f"{error.format_message()} (see streamingt2v --help)", error.exit_code)
+        help = " ".join(["streamingt2v", *[word for word in argv[:1] if word in whole.commands], "--help"])
+        return _say(f"{error.format_message()} (see {help})", error.exit_code)
     except typer.Abort:
         return 130
     except Exception:

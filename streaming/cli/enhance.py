@@ -29,7 +29,7 @@ def enhance(
     blender: Annotated[str, typer.Option(metavar="NAME", help="How chunks are joined.")] = "randomized",
     steps: Annotated[int | None, typer.Option(help="Denoising steps.  [default: the model's]")] = None,
     strength: Annotated[
-        float | None, typer.Option(help="How much may change, above 0, at most 1.  [default: 0.6]")
+        float | None, typer.Option(help="How much may change, above 0, at most 1.  [default: the model's]")
     ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="How strictly the prompt is followed.  [default: the model's]")
@@ -48,6 +48,7 @@ def enhance(
     checks.choice("--mode", mode, ("joint", "causal"))
     checks.model(model)
     from streaming.cli import stage3
+    from streaming.cli.rollout import made
     from streaming.keys import Key
     from streaming.read import read_video
     from streaming.registry import BLENDERS
@@ -65,17 +66,26 @@ def enhance(
                     negative_prompt=negative_prompt),
         source,
     )  # fmt: skip
-    path.unlink(missing_ok=True)
+    replaces = path.exists()
     try:
         with display() as show:
             pieces = stage3.enhanced(enhancer, mode, _small(source, enhancer), prompts, Key(seed), None, show)
             stage3.write(pieces, path, source.fps, enhancer)
     except KeyboardInterrupt:
-        kept = stage3.made(path)
-        note(f"stopped: {path} holds {kept} frames" if kept else "stopped: nothing was finished yet, nothing is kept")
+        note(f"stopped: {_left(path, replaces)}")
         return 130
-    print(f"{path}: {stage3.made(path)} frames of {enhancer.width}x{enhancer.height} at {source.fps:g} frames/s")
+    print(f"{path}: {made(path)} frames of {enhancer.width}x{enhancer.height} at {source.fps:g} frames/s")
     return 0
+
+
+def _left(path: Path, replaces: bool) -> str:
+    """One line: what a stopped run leaves."""
+    from streaming.cli.rollout import made
+
+    if replaces:
+        return f"{path} is the old one still, nothing of the new one is kept"
+    kept = made(path)
+    return f"{path} holds {kept} frames" if kept else "nothing was finished yet, nothing is kept"
 
 
 def _prompts(video: Path, prompt: str | None) -> PromptSchedule:

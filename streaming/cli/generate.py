@@ -61,7 +61,7 @@ def generate(
         str | None, typer.Option(metavar="NAME", help=f"How enhanced chunks are joined.  [default: {Options.blender}]")
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="How much the enhancer may change, above 0, at most 1.  [default: 0.6]")
+        float | None, typer.Option(help="How much the enhancer may change, above 0, at most 1." + MODELS)
     ] = None,
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"auto, cpu, cuda or cuda:NUMBER.  [default: {Options.device}]")
@@ -88,28 +88,41 @@ def generate(
         blender=blender, strength=strength, device=device, dtype=dtype, output=output, overwrite=overwrite,
     )  # fmt: skip
     given = {name: value for name, value in said.items() if value is not None}
+    for name in ("output", "image", "video"):
+        if name in given and not given[name].strip():
+            raise UserError(f"--{name} is empty: name a file or leave --{name} out")
     return _begin(Options(**given)) if resume is None else _resume(resume, given)
 
 
 def _begin(options: Options) -> int:
     check(options)
-    if options.path.exists() and options.checkpoint.exists() and not options.overwrite:
-        raise UserError(
-            f"{options.path} exists already: choose another --output, replace it with --overwrite, "
-            f"or go on with it by --resume {shlex.quote(str(options.checkpoint))}"
-        )
+    if not options.overwrite:
+        _check_unfinished(options)
     checks.output(options.path, options.overwrite)
     from streaming.cli.production import produce
 
     return produce(options, None)
 
 
+def _check_unfinished(options: Options) -> None:
+    """Raises UserError if an earlier run left a checkpoint, or frames that wait for enhancement."""
+    if options.checkpoint.exists():
+        there = options.path if options.path.exists() else options.checkpoint
+        raise UserError(
+            f"{there} exists already: choose another --output, replace it with --overwrite, "
+            f"or go on with it by --resume {shlex.quote(str(options.checkpoint))}"
+        )
+    if options.enhance and options.base.exists():
+        raise UserError(f"{options.base} exists already: choose another --output, or replace it with --overwrite")
+
+
 def _resume(checkpoint: Path, given: dict[str, Any]) -> int:
     from streaming.cli.production import produce
-    from streaming.cli.rollout import load
+    from streaming.cli.rollout import check_goal, load
 
     last, first = load(checkpoint, given.pop("output", None))
     options = merge(first, given)
     check(options)
+    check_goal(options, last)
     checks.output(options.path, overwrite=True)
     return produce(options, last)

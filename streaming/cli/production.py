@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 
 from streaming.checkpoint import Checkpoint
 from streaming.cli import stage3
@@ -22,16 +23,17 @@ def produce(options: Options, last: Checkpoint | None) -> int:
     rollout = prepare(options, last)
     complete = is_complete(rollout)
     enhancer = _enhancer(rollout) if options.enhance else None
+    old = None if last else _stamp(rollout.path)
     try:
         with display() as show:
             _make(rollout, complete, enhancer, show)
     except KeyboardInterrupt:
-        note(f"stopped: {what_exists(rollout.options)}")
+        note(f"stopped: {what_exists(rollout.options, _stamp(rollout.path) != old)}")
         return 130
     except UserError as error:
-        if not options.checkpoint.exists():
+        if _stamp(rollout.path) == old:
             raise
-        raise UserError(f"{error}; {what_exists(rollout.options)}") from error
+        raise UserError(f"{error}; {what_exists(rollout.options, True)}") from error
     size = (enhancer.width, enhancer.height) if enhancer else (rollout.parts.width, rollout.parts.height)
     print(describe(rollout.options, rollout.parts.fps, *size))
     return 0
@@ -42,11 +44,23 @@ def describe(options: Options, fps: float, width: int, height: int) -> str:
     return f"{options.path}: {options.goal} frames of {width}x{height}, {options.goal / fps:.1f} s at {fps:g} frames/s"
 
 
-def what_exists(options: Options) -> str:
-    """One line: what an unfinished run leaves, and how to go on with it."""
-    if not options.checkpoint.exists():
-        return "no chunk was finished yet, nothing is kept"
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Tells whether a file was written to; None if there is none."""
+    if not path.exists():
+        return None
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+def what_exists(options: Options, began: bool) -> str:
+    """One line: what an unfinished run leaves, and how to go on with it. began: whether it wrote a frame."""
     file = options.base if options.enhance else options.path
+    if not began and options.path.exists():
+        return f"no chunk was finished yet, {options.path} is the old one still"
+    if not began or not made(file):
+        return "no chunk was finished yet, nothing is kept"
+    if not options.checkpoint.exists():
+        return f"{file} holds {made(file)} frames, start again with --overwrite"
     before = " (before enhancement)" if options.enhance else ""
     return (
         f"{file} holds {made(file)} of {options.goal} frames{before}, "
@@ -76,8 +90,6 @@ def _make(rollout: Rollout, complete: bool, enhancer: Enhancer | None, show: Dis
         source = read_video(options.base).pieces
     else:
         source = chain(_earlier(rollout, options.goal if complete else rollout.kept), map(_as_read, missing))
-    if rollout.last is None:
-        options.path.unlink(missing_ok=True)
     pieces = stage3.enhanced(
         enhancer, options.enhance_mode, source, rollout.prompts, Key(options.seed).fold("enhance"), options.goal, show
     )

@@ -162,31 +162,32 @@ def made(path: Path) -> int:
     return max(piece_ends(path), default=0)
 
 
+def check_goal(options: Options, last: Checkpoint) -> None:
+    """Raises UserError if an earlier run has made more frames than are asked for."""
+    if last.frames_done > options.goal:
+        path = options.base if options.enhance else options.path
+        raise UserError(f"{path} has {last.frames_done} frames already: choose more --frames than {options.frames}")
+
+
 def is_complete(rollout: Rollout) -> bool:
     """Whether an earlier run has made all frames that are asked for, with these prompts.
 
-    Raises UserError if it made more, or if the video that it wrote is not there any more.
+    Raises UserError if the video that it wrote is not there any more.
     """
     rollout.writer(rollout.kept)
-    goal = rollout.options.goal
-    if rollout.kept > goal:
-        raise UserError(
-            f"{rollout.path} has {rollout.kept} frames already: choose more --frames than {rollout.options.frames}"
-        )
     last = rollout.last
-    return last is not None and made(rollout.path) == goal and last.prompts == (rollout.prompts,)
+    return last is not None and made(rollout.path) == rollout.options.goal and last.prompts == (rollout.prompts,)
 
 
 def roll(rollout: Rollout, display: Display) -> Iterator[Frames]:
     """Makes the frames that are still missing, writes them and hands them on, chunk by chunk.
 
     After every chunk its checkpoint is on disk, behind its frames. A last chunk that is cut leaves the checkpoint
-    before it in place, so that a longer video makes that chunk again, whole.
+    before it in place, so that a longer video makes that chunk again, whole. What is overwritten stays until the first
+    chunk is there.
     """
     options, goal = rollout.options, rollout.options.goal
-    if rollout.last is None:
-        options.checkpoint.unlink(missing_ok=True)
-    else:
+    if rollout.last is not None:
         save(rollout.last, options)
     with rollout.writer(rollout.kept) as video:
         progress = display.stage("generating", goal, video.frames)
@@ -194,6 +195,8 @@ def roll(rollout: Rollout, display: Display) -> Iterator[Frames]:
             rollout.parts, rollout.prompts, rollout.opening, key=Key(options.seed), resume=rollout.last
         ):
             frames = chunk.frames[:, : goal - video.frames]
+            if not video.frames:  # an old checkpoint must not stand beside new frames
+                options.checkpoint.unlink(missing_ok=True)
             video.write(frames)
             if frames.shape[1] == chunk.frames.shape[1]:
                 save(chunk.checkpoint, options)

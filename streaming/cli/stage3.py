@@ -8,7 +8,6 @@ import torch
 
 from streaming.cli.progress import Display, Stage
 from streaming.cli.rollout import guidance as make_guidance
-from streaming.cli.rollout import made
 from streaming.enhance import Enhancer, assemble_enhancer, enhance_causal, enhance_joint
 from streaming.errors import UserError
 from streaming.keys import Key
@@ -85,15 +84,15 @@ def _counted(pieces: Iterator[Frames], progress: Stage) -> Iterator[Frames]:
 
 
 def write(pieces: Iterator[Frames], path: Path, fps: float, enhancer: Enhancer) -> None:
-    """Writes the enhanced video; one that an earlier run left stays until the new one is as long."""
+    """Writes the enhanced video; one that is there already stays until the new one is complete, whatever happens."""
     target = path.with_name(path.stem + ".again.mp4") if path.exists() else path
     try:
         with VideoWriter(target, fps=fps, height=enhancer.height, width=enhancer.width) as video:
             for piece in pieces:
                 video.write(piece)
-    finally:
+    except BaseException:
         if target != path:
-            if made(target) >= made(path):
-                os.replace(target, path)
-            else:
-                target.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+        raise
+    if target != path:
+        os.replace(target, path)

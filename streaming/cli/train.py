@@ -1,5 +1,6 @@
 """`streamingt2v train PART`: train one part of a model; found by the entry point group `streaming.trainers`."""
 
+import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,9 @@ from typing import Annotated
 import typer
 
 from streaming.errors import UserError
+
+MEMORIES = ("cam", "apm", "memories")
+"""Parts that are trained on a base model that is there."""
 
 
 def train(
@@ -38,11 +42,25 @@ def train(
     found = {point.name: point for point in entry_points(group="streaming.trainers")}
     if part not in found:
         raise UserError(f'no trainer is called "{part}"; there are: {", ".join(sorted(found))}')
+    _check_work(part, work)
     options = TrainOptions(
         work=work, steps=steps, minutes=minutes, within=within, batch=batch, compile=compile,
         checkpoint_gradients=checkpoint_gradients, device=device, toy=toy, dataset=dataset,
     )  # fmt: skip
     found[part].load()(options)
+
+
+def _check_work(part: str, work: Path) -> None:
+    """Raises UserError if a folder cannot be written, or is new though a memory is trained for the model in it."""
+    if part in MEMORIES and (not work.exists() or (work.is_dir() and not any(work.iterdir()))):
+        raise UserError(f"--work {work} holds no base model yet: train vae, clip and base first")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=work):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"--work {work} cannot be written ({reason}): choose another folder") from error
 
 
 def _main() -> None:
