@@ -320,6 +320,7 @@ def test_checkpointed_gradients_train_alike_and_spare_memory(tmp_path):
 
 
 def test_backbones_without_checkpointing_are_told(tmp_path, monkeypatch):
+    (tmp_path / "streamingt2v.json").write_text("{}")  # a folder that holds something
     monkeypatch.setattr(adapters.train, "open_model", lambda work: toy_model(tmp_path))
     with pytest.raises(UserError, match="ToyBackbone of toy has no gradient checkpointing: leave --checkpoint-gradien"):
         command_line("cam", tmp_path, toy=True, checkpoint_gradients=True)
