@@ -17,7 +17,7 @@ from streaming.memory import NoShortTerm
 from streaming.openings import TextOpening
 from streaming.prompts import PromptSchedule
 from streaming.sample import Sampler
-from tests.toys import BALL, OPENINGS, TailMean, run, toy, video
+from tests.toys import BALL, OPENINGS, TailMean, Toy, run, toy, video
 
 
 @settings(max_examples=15)
@@ -134,12 +134,13 @@ def test_steps_and_chunks_never_share_noise():
 
 def test_other_weights_of_the_same_memory_are_refused() -> None:
     """They would go on with another video than the one that was begun."""
-    from streaming.parts import _fingerprint
 
-    memory = torch.nn.Linear(5, 4)
-    before = _fingerprint(memory)
-    assert _fingerprint(memory) == before
-    with torch.no_grad():
-        memory.weight.mul_(0.5)
-    assert _fingerprint(memory) != before
-    assert _fingerprint(torch.nn.Identity()) == ""
+    def weighing(weight: float) -> Toy:
+        kit = toy()
+        kit.short.register_parameter("scale", torch.nn.Parameter(torch.full((3,), weight)))
+        return kit
+
+    begun = run(weighing(1.0), 1)[0].checkpoint
+    assert len(run(weighing(1.0), 2, resume=begun)) == 1
+    with pytest.raises(UserError, match="cannot resume with another short-term memory: it was 'TailMean "):
+        run(weighing(2.0), 2, resume=begun)
