@@ -54,9 +54,11 @@ def test_mixing_equals_plain_loops(tokens, image_tokens, depth, alpha):
 
 
 def test_mixing_equals_the_published_code_s():
-    tensors = load_file(Path(__file__).parent / "data" / "st2v_apm_b.safetensors")
+    tensors = load_file(Path(__file__).parent / "parity" / "fixtures" / "st2v_apm_b.safetensors")
     mixer = ContextMixer(ContextSite("x", 1024, 77), 16)
-    weights = {key[6:].replace("conv_ln", "norm"): value.float() for key, value in tensors.items() if "state" in key}
+    of_mixer = ("state.conv", "state.alpha")
+    weights = {key[6:]: value.float() for key, value in tensors.items() if key.startswith(of_mixer)}
+    weights = {key.replace("conv_ln", "norm"): value for key, value in weights.items()}
     mixer.load_state_dict(weights)
     text, image = tensors["in.context"][:, :77], tensors["in.context"][:, 77:]
     with torch.no_grad():

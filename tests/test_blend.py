@@ -22,7 +22,7 @@ from streaming.blend import (
 )
 from streaming.keys import Key
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "parity" / "fixtures"
 sizes = st.integers(1, 12).flatmap(lambda chunk: st.tuples(st.just(chunk), st.integers(0, chunk - 1)))
 
 
@@ -39,8 +39,8 @@ def naive_origins(draws, chunk, overlap, length):
 
 
 def test_published_origins_are_met_exactly():
-    data = load_file(DATA / "blend_official.safetensors")
-    for draws, origins in zip(data["draws"], data["origins"], strict=True):
+    data = load_file(DATA / "st2v_blend_a.safetensors")
+    for draws, origins in zip(data["out.offsets"], data["out.origin"], strict=True):
         assert torch.equal(origins_from_draws(draws, 24, 8, 88), origins)
 
 

@@ -68,11 +68,11 @@ def test_merger_keeps_faint_features_faint():
         )
 
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "parity" / "fixtures"
 
 
 def published(name):
-    """Inputs, outputs and weights of the published code (tests/data)."""
+    """Inputs, outputs and weights of the published code (tests/parity/fixtures)."""
     tensors = load_file(DATA / f"{name}.safetensors")
     return tensors, {key[6:]: value.float() for key, value in tensors.items() if key.startswith("state.")}
 

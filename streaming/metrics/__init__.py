@@ -1,0 +1,1 @@
+"""Measures of videos: tensors in, dataclasses out."""

@@ -1,0 +1,1 @@
+"""Numbers that the published code produced, met by this library's modules."""

@@ -1,0 +1,223 @@
+"""`predict_step` of the published code: a given first chunk, generated chunks, and all of them stitched."""
+
+import re
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from streaming.guidance import ClassifierFree
+from streaming.keys import Key
+from streaming.loop import Chunk, stream
+from streaming.memory import LongTermMemory
+from streaming.noise import Noise, OneGenerator, Shape
+from streaming.openings import VideoOpening
+from streaming.parts import Parts
+from streaming.prompts import PromptSchedule
+from streaming.sample import Denoise, Sampler, Solver, StepNoise
+from streaming.video import to_bytes
+from tests.parity.chunk import GivenText, Pipeline, channel_major, like, to_unit
+from tests.parity.fixture import PART, TOLERANCE, Fixture
+from tests.parity.registry import handles
+
+FIRST = (r"in\.first_\w+", r"in\.(video|frames|short)[\w.]*", r"in\.\w*(chunk|video)[\w.]*")
+"""Names of the first chunk."""
+START, NOISE = r"in\.init\w*latents?([._]\d+)?|in\.latents([._]\d+)?", r"in\.\w*noise([._]\d+)?"
+NUMBERED = re.compile(r"out\.(?P<kind>[a-z_]*?)[._]?(?P<number>\d+)(?:[._](?:u?int8|float|video|frames))?")
+
+
+@handles("st2v_rollout_*")
+def rollout(fixture: Fixture) -> None:
+    """out.video (floats or bytes, any layout), out.latents.N and out.chunk.N of generated chunks."""
+    first = to_unit(_frames(fixture.read(*FIRST)))
+    pipeline = Pipeline(fixture)
+    solver = Recording(pipeline.sampler)
+    long = _long(fixture, pipeline)
+    shape = pipeline.window.frames, first.shape[-2] // pipeline.codec.factor, first.shape[-1] // pipeline.codec.factor
+    noise = _noise(fixture, pipeline)
+    parts = Parts(
+        backbone=pipeline.backbone,
+        codec=pipeline.codec,
+        text=GivenText(pipeline.text),
+        short=pipeline.cam,
+        long=long,
+        guidance=ClassifierFree(pipeline.guidance.scale),
+        sampler=solver,
+        scheduler=pipeline.scheduler,
+        height=first.shape[-2],
+        width=first.shape[-1],
+        fps=8.0,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        noise=noise,
+        truncate=True,
+    )
+    _check_anchor(fixture, first)
+    wanted = _generated(fixture, pipeline, len(first))
+    made = list(stream(parts, PromptSchedule.fixed("given"), VideoOpening(first), key=Key(0), chunks=1 + wanted))
+    assert solver.results and solver.results[0].shape[2:] == shape
+    _check(fixture, pipeline, made, solver)
+
+
+@final
+class Recording(Solver):
+    """A sampler that keeps what it gave, and what the denoiser saw and said at each step of each chunk."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler, self.steps = sampler, sampler.steps
+        self.results: list[Tensor] = []
+        self.starts: list[Tensor] = []
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        start: Tensor,
+        noise: StepNoise,
+        scheduler: Any,
+        *,
+        strength: float = 1.0,
+        clean: Tensor | None = None,
+    ) -> Tensor:
+        """As the sampler."""
+        self.starts.append(start)
+        self.results.append(self.sampler(denoise, start, noise, scheduler, strength=strength, clean=clean))
+        return self.results[-1]
+
+
+@final
+class GivenNoise(Noise):
+    """The random numbers of a file, by generated chunk."""
+
+    def __init__(self, starts: list[Tensor], noises: list[Tensor]) -> None:
+        self.starts, self.noises = starts, noises
+
+    def start(self, key: Key, index: int, steps: int, shape: Shape) -> Tensor:
+        """Chunk `index` is the file's `index - 1`."""
+        return self.starts[index - 1].reshape(1, *shape)
+
+    def step(self, key: Key, index: int, step: int, steps: int, shape: Shape) -> Tensor:
+        """Likewise."""
+        return channel_major(self.noises[index - 1][step], 1)
+
+
+def _frames(value: Tensor) -> Tensor:
+    """[T, 3, H, W] of [1, T, 3, H, W], [1, 3, T, H, W] or [T, H, W, 3]."""
+    if value.ndim == 5:
+        value = value[0] if value.shape[2] == 3 else value[0].transpose(0, 1)
+    return value if value.shape[1] == 3 else value.permute(0, 3, 1, 2)
+
+
+def _long(fixture: Fixture, pipeline: Pipeline) -> LongTermMemory[Any]:
+    if fixture.find(r"in\.image_tokens"):
+        return pipeline.given_tokens(fixture.read(r"in\.image_tokens"))
+    return pipeline.apm
+
+
+def _noise(fixture: Fixture, pipeline: Pipeline) -> Noise:
+    """Stored numbers, else one generator of the file's seed."""
+    starts, noises = _stacked(fixture, START, 5), _stacked(fixture, NOISE, 5)
+    if len(noises) == 1 and len(noises[0]) == len(starts) * pipeline.steps:  # of all chunks, one after the other
+        noises = list(noises[0].split(pipeline.steps))
+    if starts and noises:
+        return GivenNoise(starts, noises)
+    if starts or noises:
+        fixture.give_up("it has initial latents or noise, but not both")
+    drawn = re.search(r"manual_seed\((\d+)\)", fixture.meta.get("draws", ""))
+    return OneGenerator(int(drawn[1]) if drawn else int(fixture.number("seed", 33)))
+
+
+def _stacked(fixture: Fixture, pattern: str, axes: int) -> list[Tensor]:
+    """One tensor of so many axes a chunk, from numbered tensors or from stacked ones."""
+    found = [fixture.read(re.escape(name)) for name in fixture.names(pattern)]
+    return [one for value in found for one in (value if value.ndim > axes else [value])]
+
+
+def _check_anchor(fixture: Fixture, first: Tensor) -> None:
+    """Anchor and conditioning frames that are given must be the first and the last ones, which the loop takes."""
+    for pattern, place in ((r"in\.anchor\w*", "first"), (r"in\.cond_frames", "last")):
+        if (name := fixture.find(pattern)) is not None:
+            given = to_unit(_frames(fixture.read(re.escape(name)).reshape(-1, *first.shape[1:])))
+            own = first[: len(given)] if place == "first" else first[-len(given) :]
+            if not torch.allclose(given, own, atol=1e-6):
+                fixture.give_up(f"{name} are not the {place} frames of the first chunk")
+
+
+def _generated(fixture: Fixture, pipeline: Pipeline, given: int) -> int:
+    """Generated chunks, by the longest output that is longer than a chunk, else by the numbered ones."""
+    new = pipeline.window.frames - pipeline.window.overlap
+    lengths = [len(_frames(v)) for k, v in fixture.tensors.items() if k.startswith("out.") and _is_video(v)]
+    longest = max([length for length in lengths if length > given], default=0)
+    if longest:
+        return (longest - given) // new
+    numbers = {int(match["number"]) for k in fixture.tensors if (match := _numbered(k))}
+    return len(numbers) or int(fixture.number("n_autoregressive_generations", 3)) - 1
+
+
+def _is_video(value: Tensor) -> bool:
+    return value.ndim >= 4 and 3 in (value.shape[-1], value.shape[-3], value.shape[1])
+
+
+def _check(fixture: Fixture, pipeline: Pipeline, made: list[Chunk], solver: Recording) -> None:
+    """Every output by its name and shape. Raises AssertionError for one that is not understood."""
+    video = torch.cat([chunk.frames[0] for chunk in made])
+    numbers = sorted({int(m["number"]) for name in fixture.names(r"out\..*") if (m := _numbered(name))})
+    for name in dict.fromkeys(PART.sub(r"\1", name) for name in fixture.tensors if name.startswith("out.")):
+        match = _numbered(name)
+        if match is None:
+            check_frames(fixture, name, video)
+            continue
+        index = numbers.index(int(match["number"])) - (len(numbers) - len(solver.results))
+        if "latent" in match["kind"]:
+            latents = (solver.starts if "init" in match["kind"] else solver.results)[index]
+            fixture.check(name, like(latents, fixture.tensors[name]))
+        else:
+            check_frames(fixture, name, _chunk(fixture, name, pipeline, made, solver, index))
+
+
+def _numbered(name: str) -> re.Match[str] | None:
+    """A chunk's output; `uint8` is no number of a chunk."""
+    match = NUMBERED.fullmatch(name)
+    return None if match is None or match["kind"].endswith("int") else match
+
+
+def _chunk(fixture: Fixture, name: str, pipeline: Pipeline, made: list[Chunk], solver: Recording, index: int) -> Tensor:
+    """The frames of generated chunk `index`, -1 for the given one: the new ones, or all if all are expected."""
+    if index < 0:
+        return made[0].frames[0]
+    new = made[index + 1].frames[0]
+    if len(_frames(fixture.tensors[name])) == len(new):
+        return new
+    return pipeline.codec.decode(solver.results[index])[0]
+
+
+def check_frames(fixture: Fixture, name: str, video: Tensor) -> None:
+    """Frames [T, 3, H, W] in [0, 1] against floats or bytes of any layout; bytes are cut off, not rounded."""
+    for key in [key for key in fixture.tensors if PART.sub(r"\1", key) == name]:
+        expected, part = fixture.tensors[key], PART.fullmatch(key)
+        ours = video[int(part[2]) : int(part[3])] if part else video
+        if not expected.is_floating_point() or float(expected.max()) > 1.5:
+            _check_bytes(fixture, key, ours)
+        else:
+            signed = float(expected.min()) < -1e-3
+            fixture.check(key, _layout(2 * ours - 1 if signed else ours, expected))
+
+
+def _layout(video: Tensor, expected: Tensor) -> Tensor:
+    """[T, 3, H, W], [3, T, H, W] or [T, H, W, 3], with a batch of one or without, as is expected."""
+    layouts = (video, video.transpose(0, 1), video.permute(0, 2, 3, 1))
+    return next((one.reshape(expected.shape) for one in layouts if one.shape == expected.shape[-4:]), video)
+
+
+def _check_bytes(fixture: Fixture, name: str, ours: Tensor) -> None:
+    """Equal to what our floats give, but where those are as near to the next level as the tolerance of floats."""
+    expected, reach = fixture.tensors[name], TOLERANCE * (1 + ours)
+    low, found, high = (_layout(_bytes(one), expected) for one in (ours - reach, ours, ours + reach))
+    if found.shape != expected.shape:
+        fixture.check(name, found)
+        return
+    given = expected.to(torch.int64)
+    fixture.check(name, torch.where((low <= given) & (given <= high), given, found), tolerance=0)
+
+
+def _bytes(video: Tensor) -> Tensor:
+    return to_bytes(video.clamp(0, 1)[None], truncate=True)[0].to(torch.int64)
