@@ -14,6 +14,7 @@ from streaming.errors import UserError
 from streaming.folders import save_folder
 from streaming.model import Model
 from streaming.sites import ContextSite, FeatureSite
+from streaming.weights import shard_names, shards
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -46,8 +47,8 @@ def write_adapter(folder: Path, kind: str, config: "DataclassInstance", tensors:
     _check_own(folder)
     half = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in tensors.items()}
     _check_finite(folder, half)
-    parts = _parts(half)
-    names = [f"{WEIGHTS}.safetensors"] if len(parts) == 1 else _part_names(len(parts))
+    parts = [{name: half[name] for name in part} for part in _parts(half)]
+    names = shard_names(WEIGHTS, len(parts))
     index = {tensor: name for name, part in zip(names, parts, strict=True) for tensor in part}
     about = {"class": kind, **asdict(config), "weights": index if len(parts) > 1 else names[0]}
 
@@ -144,21 +145,9 @@ def _check_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             raise UserError(f"{name} for {folder} holds NaN or infinite values: train it again from an earlier state")
 
 
-def _parts(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Consecutive tensors, so many that a part stays below `PART_BYTES`."""
-    parts: list[dict[str, Tensor]] = [{}]
-    room = PART_BYTES
-    for name, value in tensors.items():
-        if value.nbytes > room and parts[-1]:
-            parts.append({})
-            room = PART_BYTES
-        parts[-1][name] = value
-        room -= value.nbytes
-    return parts
-
-
-def _part_names(count: int) -> list[str]:
-    return [f"{WEIGHTS}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+def _parts(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names of consecutive tensors, so many that a part stays below `PART_BYTES`."""
+    return shards({name: value.nbytes for name, value in tensors.items()}, PART_BYTES)
 
 
 def _check_own(folder: Path) -> None:

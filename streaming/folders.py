@@ -18,8 +18,8 @@ def save_folder(folder: Path, write: Callable[[Path], object]) -> None:
     partial.mkdir(parents=True)
     try:
         write(partial)
-        for file in partial.iterdir():
-            file.chmod(0o644)
+        for file in partial.rglob("*"):
+            file.chmod(0o755 if file.is_dir() else 0o644)
         if folder.exists():
             os.replace(folder, old)
         os.replace(partial, folder)
