@@ -3,32 +3,20 @@
 from collections.abc import Sequence
 from typing import Any, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 from transformers import CLIPVisionModelWithProjection
 
+from backends.image_preprocess import CLIP_MEAN, CLIP_STD, prepare
 from streaming.codec import ImageEncoder
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Mean of CLIP's training images, RGB in [0, 1]."""
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Their standard deviation."""
 
 
 @final
 class CLIPImageEncoder(ImageEncoder):
     """`transformers.CLIPVisionModelWithProjection` on images of any size.
 
-    Images are resized to the tower's square, the aspect ratio ignored, by bicubic interpolation with aligned corners
-    and without a low-pass filter: for 256 -> 224 this equals the published code, whose filter is the identity there;
-    images several times larger than the tower's would alias. Nothing is clamped after it [convention of the published
-    code].
+    Images are resized to the tower's square as in `backends.image_preprocess`.
     """
-
-    _mean: Tensor
-    _std: Tensor
 
     def __init__(
         self,
@@ -40,8 +28,7 @@ class CLIPImageEncoder(ImageEncoder):
         """`mean` and `std` of RGB in [0, 1], as in training."""
         super().__init__()
         self.vision = vision
-        self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self._mean, self._std = tuple(mean), tuple(std)
 
     @property
     def width(self) -> int:
@@ -50,11 +37,7 @@ class CLIPImageEncoder(ImageEncoder):
 
     def forward(self, images: Float[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch width"]:
         """Embeddings in the type of the images, not normalised."""
-        return self.vision(pixel_values=self._prepare(images)).image_embeds.to(images.dtype)
-
-    def _prepare(self, images: Float[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch 3 size size"]:
         size: Any = self.vision.config.image_size
-        if images.shape[-2:] != (size, size):
-            images = functional.interpolate(images.float(), (size, size), mode="bicubic", align_corners=True)
-        normal = (images.float() - self._mean.float()) / self._std.float()
-        return normal.to(self.vision.visual_projection.weight.dtype)
+        pixels = prepare(images, (size, size), self._mean, self._std)
+        pixels = pixels.to(self.vision.visual_projection.weight.dtype)
+        return self.vision(pixel_values=pixels).image_embeds.to(images.dtype)
