@@ -1,7 +1,7 @@
 """Stage 3's parts: a video-to-video model, and what both modes of enhancement do with a single chunk."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, final
 
 import torch
@@ -10,14 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from streaming.backbone import Backbone
-from streaming.blend import ChunkBlender
+from streaming.blend import ChunkBlender, randomized, randomized_official
 from streaming.codec import Codec, EncodedText, TextEncoder
 from streaming.errors import UserError
-from streaming.guidance import ClassifierFree, Guidance
+from streaming.guidance import ClassifierFree, Guidance, Unguided
 from streaming.keys import Key
 from streaming.model import Model
+from streaming.presets import PRESETS
 from streaming.rows import encode_rows, guided_denoiser
-from streaming.sample import Sampler, Step
+from streaming.sample import Solver, Step
+from streaming.sample_sde import TRAILING_SDE, make_solver
 from streaming.types import Frames, Latents
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 Clip: TypeAlias = Float[Tensor, "_ _ 3 _ _"]
 """RGB frames of a video in [0, 1] before enhancement [batch, time, 3, rows, cols], of any number and size."""
+
+Size: TypeAlias = tuple[int, int]
+"""Rows and columns."""
 
 
 @final
@@ -40,7 +45,7 @@ class Enhancer:
     """Prompts to tokens."""
     guidance: Guidance
     """Which conditionings are evaluated and how they are combined."""
-    sampler: Sampler
+    sampler: Solver
     """Solver and steps; all steps fall into the part of the schedule that `strength` names."""
     scheduler: "SchedulerMixin"
     """The diffusers scheduler that gives the noise schedule and the prediction type."""
@@ -58,45 +63,89 @@ class Enhancer:
     """The modules' type; the solver itself computes in float32."""
     negative_prompt: str = ""
     """What rows without a prompt read."""
+    prompt_suffix: str = ""
+    """Put behind every prompt."""
+    canvas: Size | None = None
+    """Rows and columns of the frames that the model sees, with the video in the middle, on black; None: the video's."""
+    bars: bool = False
+    """Whether the black around the video stays in the result."""
 
     def __post_init__(self) -> None:
+        rows, cols = self.seen
         factor = self.codec.factor
-        if self.height <= 0 or self.width <= 0 or self.height % factor or self.width % factor:
-            raise UserError(
-                f"enhancement to {self.width}x{self.height}: width and height must be positive multiples of {factor}"
-            )
+        if rows <= 0 or cols <= 0 or rows % factor or cols % factor:
+            raise UserError(f"enhancement to {cols}x{rows}: width and height must be positive multiples of {factor}")
+        if not (0 < self.height <= rows and 0 < self.width <= cols):
+            raise UserError(f"enhancement to {self.width}x{self.height}: this model takes at most {cols}x{rows}")
         if not 0 < self.strength <= 1:
             raise UserError(f"an enhancement of strength {self.strength}: choose more than 0 and at most 1")
+
+    @property
+    def seen(self) -> Size:
+        """Rows and columns of the frames that the model sees."""
+        return self.canvas or (self.height, self.width)
+
+    @property
+    def made(self) -> Size:
+        """Rows and columns of the resulting frames."""
+        return self.seen if self.bars else (self.height, self.width)
 
 
 def assemble_enhancer(
     model: Model,
-    blender: ChunkBlender,
+    blender: ChunkBlender | None = None,
     *,
+    preset: str = "paper",
     steps: int | None = None,
     strength: float | None = None,
-    guidance: Guidance | None = None,
+    guidance: Guidance | float | None = None,
     height: int | None = None,
     width: int | None = None,
     negative_prompt: str = "",
 ) -> Enhancer:
-    """An enhancer from a loaded model (`Backend.enhancer`); what is not given is the model's default."""
-    defaults = model.defaults
+    """An enhancer from a loaded model (`Backend.enhancer`); what is not given is the model's default, or the preset's.
+
+    guidance: a scale, with the rescaling of the model or preset, or anything else. Preset "official" is the published
+    code's enhancement: its probabilities of randomized blending, its solver and start with 30 steps, strength 0.6,
+    guidance 7.5 of which 0.2 is rescaled, a comma behind the prompt, and black bars that stay.
+    Raises UserError for an unknown preset.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset '{preset}': choose {' or '.join(PRESETS)}")
+    defaults, window = model.defaults, model.backbone.window
+    published = preset == "official"
+    if published:
+        own = {"steps": 30, "strength": 0.6, "guidance": 7.5, "rescale": 0.2, "sampler": TRAILING_SDE, "eta": 1.0}
+        defaults = replace(defaults, **own)
+    solver = make_solver(
+        defaults.sampler, defaults.steps if steps is None else steps, defaults.eta, published_start=published
+    )
+    canvas = (defaults.canvas_height, defaults.canvas_width)
     return Enhancer(
         backbone=model.backbone,
         codec=model.codec,
         text=model.text,
-        guidance=guidance or ClassifierFree(defaults.guidance),
-        sampler=Sampler(defaults.sampler, defaults.steps if steps is None else steps, defaults.eta),
+        guidance=_guidance(defaults.guidance if guidance is None else guidance, defaults.rescale),
+        sampler=solver,
         scheduler=model.scheduler,
-        blender=blender,
+        blender=blender or (randomized_official if published else randomized)(window.frames, window.overlap),
         strength=defaults.strength if strength is None else strength,
         height=defaults.height if height is None else height,
         width=defaults.width if width is None else width,
         device=model.device,
         dtype=model.dtype,
         negative_prompt=negative_prompt,
+        prompt_suffix=", " if published else "",
+        canvas=canvas if all(canvas) else None,
+        bars=published,
     )
+
+
+def _guidance(given: Guidance | float, rescale: float) -> Guidance:
+    """A scale of 1 is the conditional prediction itself: one evaluation instead of two."""
+    if isinstance(given, Guidance):
+        return given
+    return Unguided() if given == 1 else ClassifierFree(given, rescale)
 
 
 def check_frames(frames: Frames) -> None:
@@ -114,7 +163,8 @@ def first_pixel(codec: Codec, latent_frame: int) -> int:
 
 @torch.inference_mode()
 def encode(enhancer: Enhancer, frames: Clip, span: range) -> Latents:
-    """A chunk's latents [1, channels, len(span), high, wide] on the host, from its frames scaled up to the target size.
+    """A chunk's latents [1, channels, len(span), high, wide] on the host, from its frames scaled up to the target size
+    and laid into the middle of the canvas, if there is one.
 
     Raises UserError where a codec that packs frames in time would pack the chunk's otherwise than the whole video's.
     """
@@ -126,6 +176,9 @@ def encode(enhancer: Enhancer, frames: Clip, span: range) -> Latents:
         )
     size = (enhancer.height, enhancer.width)
     large = F.interpolate(frames[0].to(enhancer.device).float(), size, mode="bicubic", antialias=True).clamp(0, 1)
+    left, top = _bars(enhancer)
+    rows, cols = enhancer.seen
+    large = F.pad(large, (left, cols - left - enhancer.width, top, rows - top - enhancer.height))
     latents = codec.encode(large[None].to(enhancer.dtype)).float().cpu()
     if not bool(torch.isfinite(latents).all()):
         raise UserError(f"latents of frames {span.start} to {span.stop - 1} became NaN: use --dtype float32")
@@ -134,15 +187,25 @@ def encode(enhancer: Enhancer, frames: Clip, span: range) -> Latents:
 
 @torch.inference_mode()
 def decode(enhancer: Enhancer, latents: Latents) -> Frames:
-    """Frames on the host."""
-    return enhancer.codec.decode(latents.to(enhancer.device, enhancer.dtype)).float().cpu()
+    """Frames on the host, of the size `enhancer.made`."""
+    frames = enhancer.codec.decode(latents.to(enhancer.device, enhancer.dtype)).float().cpu()
+    if enhancer.bars or enhancer.canvas is None:
+        return frames
+    left, top = _bars(enhancer)
+    return frames[..., top : top + enhancer.height, left : left + enhancer.width]
+
+
+def _bars(enhancer: Enhancer) -> tuple[int, int]:
+    """Black columns on the left and black rows on top."""
+    rows, cols = enhancer.seen
+    return (cols - enhancer.width) // 2, (rows - enhancer.height) // 2
 
 
 @torch.inference_mode()
 def read(enhancer: Enhancer, prompt: str) -> EncodedText:
     """Tokens of all guidance rows; rows without text read the negative prompt."""
     negative, device, dtype = enhancer.negative_prompt, enhancer.device, enhancer.dtype
-    return encode_rows(enhancer.text, enhancer.guidance, [prompt], negative, device, dtype)
+    return encode_rows(enhancer.text, enhancer.guidance, [prompt + enhancer.prompt_suffix], negative, device, dtype)
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """Samplers: functions over a denoiser. The schedules are diffusers', the randomness is ours and counter-based."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, final
@@ -42,10 +43,37 @@ StepNoise: TypeAlias = Callable[[int], Latents]
 """Index of a step -> standard normal noise of the latents' shape, for solvers that add some."""
 
 
+class Solver(ABC):
+    """Takes latents along a trajectory, from noise to a clean video; holds no state between trajectories."""
+
+    steps: int
+    """Evaluations in a trajectory; a field of every solver."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        denoise: Denoise,
+        start: Latents,
+        noise: StepNoise,
+        scheduler: "SchedulerMixin",
+        *,
+        strength: float = 1.0,
+        clean: Latents | None = None,
+    ) -> Latents:
+        """Latents at the end of a trajectory.
+
+        start: standard normal noise. With `clean` (SDEdit) the trajectory begins with `clean` noised by `start` at the
+        share `strength` of the noise schedule, and all `steps` fall into that part; `noise` gives what a stochastic
+        solver adds after a step. `scheduler` gives the noise schedule and the prediction type; it is never changed.
+        Raises UserError for a strength outside (0, 1], more steps than the schedule has times, and a model that the
+        solver does not suit.
+        """
+
+
 @final
 @dataclass(frozen=True)
-class Sampler:
-    """A solver and its settings; holds no state between trajectories."""
+class Sampler(Solver):
+    """A solver of diffusers and its settings; holds no state between trajectories."""
 
     kind: str
     """One of `KINDS`."""
@@ -106,6 +134,11 @@ class Sampler:
             self._set_times(solver, [round(strength * levels * i / self.steps) - 1 for i in range(self.steps, 0, -1)])
         else:
             solver.set_timesteps(self.steps)
+        if self.kind.startswith("dpm++") and not bool(torch.isfinite(solver.sigmas).all()):
+            raise UserError(
+                f"this noise schedule ends without any signal, where '{self.kind}' cannot begin: choose a strength "
+                "below 1 or the sampler ddim"
+            )
         if self.kind.startswith("dpm++") and len(solver.timesteps) > self.steps:  # rounding: one too many at the end
             self._set_times(solver, solver.timesteps[: self.steps].tolist())
         if self.kind != "ddim":
@@ -134,11 +167,11 @@ class Sampler:
             model = "a diffusion" if is_diffusion else "a rectified flow"
             raise UserError(f"the sampler '{self.kind}' does not suit {model}, which this model is: choose {suitable}")
         if self.kind == "euler":
-            return FlowMatchEulerDiscreteScheduler.from_config(_known(config, FlowMatchEulerDiscreteScheduler))
+            return FlowMatchEulerDiscreteScheduler.from_config(known(config, FlowMatchEulerDiscreteScheduler))
         if self.kind == "ddim":
-            return DDIMScheduler.from_config(_known(config, DDIMScheduler))
+            return DDIMScheduler.from_config(known(config, DDIMScheduler))
         algorithm = "sde-dpmsolver++" if self.kind == "dpm++sde" else "dpmsolver++"
-        own = _known(config, DPMSolverMultistepScheduler)
+        own = known(config, DPMSolverMultistepScheduler)
         return DPMSolverMultistepScheduler.from_config(own, algorithm_type=algorithm)
 
     def _advance(
@@ -164,7 +197,7 @@ class Sampler:
         return latents + added * noise(step.index).to(latents) if added else latents
 
 
-def _known(config: dict[str, Any], solver: Any) -> dict[str, Any]:
+def known(config: dict[str, Any], solver: Any) -> dict[str, Any]:
     """The part of a configuration that a solver reads; diffusers warns of the rest."""
     import inspect
 

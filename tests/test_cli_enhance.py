@@ -1,6 +1,7 @@
 """Stage 3 on the command line: `generate --enhance` and `enhance`, each with every option of its own."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,31 @@ def test_enhance_defaults(video: Path, enhanced: Path, options: tuple[str, ...])
     assert same(Path("made.mp4"), enhanced)
 
 
+def test_enhance_presets(video: Path, enhanced: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("enhance", video, "a red ball", "--preset", "official", "--output", "official.mp4") == 0
+    assert not same(Path("official.mp4"), enhanced)
+    assert run("enhance", video, "a red ball", "--preset", "fast", "--output", "fast.mp4") == 2
+    assert "error: --preset 'fast': choose one of paper, official" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("preset", "shape"), [("paper", (48, 96)), ("official", (64, 96))])
+def test_enhance_on_a_canvas(preset: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A video of another shape is as large as fits the canvas; only the published code keeps black bars."""
+    from streaming.cli import stage3
+
+    real = stage3.open_enhancer
+
+    def opened(*args: object, **more: object) -> object:
+        model = real(*args, **more)  # pyright: ignore
+        return replace(model, defaults=replace(model.defaults, canvas_height=64, canvas_width=96))
+
+    monkeypatch.setattr(stage3, "open_enhancer", opened)
+    with VideoWriter("given.mp4", fps=12.0, height=20, width=40) as given:
+        given.write(torch.rand(1, 3, 3, 20, 40, generator=torch.Generator().manual_seed(0)))
+    assert run("enhance", "given.mp4", "noise", "--preset", preset, "--output", "made.mp4") == 0
+    assert frames_of(Path("made.mp4")).shape == (1, 3, 3, *shape)
+
+
 def test_enhance_model_device_and_type(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(
@@ -257,7 +283,7 @@ def test_enhance_stopped_keeps_what_exists(
 def test_enhance_stopped_before_the_first_frame(
     video: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("streaming.enhance_joint.predict", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("streaming.joint.predict", lambda *_: signal.raise_signal(signal.SIGINT))
     assert run("enhance", video, "a red ball") == 130
     assert capfd.readouterr().err.splitlines()[-1] == "stopped: nothing was finished yet, nothing is kept"
     assert not Path("ball.enhanced.mp4").exists()

@@ -16,16 +16,17 @@ from backends.toy_dit import ToyDiTBackend
 from backends.toy_unet import PoolingCodec, ToyUNetBackend, WordHashes
 from streaming.backbone import Backbone, NoiseLevel, Window
 from streaming.blend import cross_fade, naive, randomized, randomized_official, shared_noise
+from streaming.causal import meet
 from streaming.codec import Codec
 from streaming.enhance import assemble_enhancer, enhance_causal, enhance_joint
-from streaming.enhance_causal import meet
-from streaming.enhance_joint import exchange
 from streaming.enhancer import frame_noise, predict, read, slope
 from streaming.errors import UserError
-from streaming.guidance import Unguided
+from streaming.guidance import ClassifierFree, Unguided
+from streaming.joint import exchange
 from streaming.keys import Key
 from streaming.prompts import PromptSchedule
 from streaming.sample import Sampler, Step
+from streaming.sample_sde import TrailingSDE, make_solver
 
 CPU, KEY, PROMPT = torch.device("cpu"), Key(5), PromptSchedule.fixed("a red ball")
 BLENDERS = [randomized, randomized_official, cross_fade, shared_noise, naive]
@@ -106,10 +107,10 @@ def reference(enhancer, frames):
     return enhancer.codec.decode(latents)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "dpm++sde"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "dpm++sde", "dpm++sde-trailing"])
 @pytest.mark.parametrize("length", [6, 10, 11])
 def test_joint_equals_the_reference(sampler, length):
-    enhancer = replace(toy(), sampler=Sampler(sampler, 4))
+    enhancer = replace(toy(), sampler=make_solver(sampler, 4))
     torch.testing.assert_close(joint(enhancer, video(length)), reference(enhancer, video(length)))
 
 
@@ -441,3 +442,66 @@ def test_bad_settings_are_refused():
     for strength in (0.0, 1.5):
         with pytest.raises(UserError, match=f"strength {strength}: choose more than 0 and at most 1"):
             toy(strength=strength)
+
+
+@pytest.mark.parametrize("mode", [joint, causal])
+@pytest.mark.parametrize("bars", [False, True])
+def test_a_video_in_the_middle_of_a_canvas(mode, bars):
+    enhancer = replace(toy(), canvas=(24, 40), bars=bars)
+    seen = []
+    codec = enhancer.codec.encode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(enhancer.codec, "encode", lambda frames: seen.append(frames) or codec(frames))
+        result = mode(enhancer, video(10))
+    assert all(frames.shape[3:] == (24, 40) for frames in seen)
+    middle = seen[0][..., 4:20, 8:32]
+    black = seen[0].clone()
+    black[..., 4:20, 8:32] = 0
+    assert not bool(black.any()) and float(middle.min()) >= 0 and float(middle.mean()) > 0.3
+    assert result.shape[3:] == enhancer.made == ((24, 40) if bars else (16, 24))
+    if not bars:
+        whole = mode(replace(enhancer, bars=True), video(10))
+        assert torch.equal(result, whole[..., 4:20, 8:32])
+
+
+def test_a_canvas_of_the_video_s_own_size_changes_nothing():
+    assert torch.equal(joint(replace(toy(), canvas=(16, 24)), video(10)), joint(toy(), video(10)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"canvas": (16, 16)}, "enhancement to 24x16: this model takes at most 16x16"),
+        ({"canvas": (17, 24)}, "enhancement to 24x17: width and height must be positive multiples of"),
+    ],
+)
+def test_canvases_that_do_not_fit(changes, line):
+    with pytest.raises(UserError, match=line):
+        replace(toy(), **changes)
+
+
+def test_presets():
+    model = replace(UNET, defaults=replace(UNET.defaults, guidance=3.0, rescale=0.1, canvas_height=80, canvas_width=96))
+    window = model.backbone.window
+    paper, official = (assemble_enhancer(model, preset=preset) for preset in ("paper", "official"))
+    assert paper.guidance == ClassifierFree(3.0, 0.1) and paper.sampler == Sampler("ddim", UNET.defaults.steps, 1.0)
+    assert paper.blender == randomized(window.frames, window.overlap)
+    assert (paper.canvas, paper.bars, paper.prompt_suffix) == ((80, 96), False, "")
+    assert official.guidance == ClassifierFree(7.5, 0.2) and official.sampler == TrailingSDE(30, 1.0, True)
+    assert official.blender == randomized_official(window.frames, window.overlap) and official.strength == 0.6
+    assert (official.canvas, official.bars, official.prompt_suffix) == ((80, 96), True, ", ")
+    asked = assemble_enhancer(model, naive(6, 2), preset="official", steps=4, strength=0.5, guidance=2.0)
+    assert (asked.blender, asked.sampler.steps, asked.strength) == (naive(6, 2), 4, 0.5)
+    assert asked.guidance == ClassifierFree(2.0, 0.2)
+    assert assemble_enhancer(model, guidance=1.0).guidance == Unguided()
+    with pytest.raises(UserError, match="unknown preset 'fast': choose paper or official"):
+        assemble_enhancer(model, preset="fast")
+
+
+def test_the_official_preset_s_start_and_comma_show():
+    official = toy(preset="official")
+    results = [joint(official, video(10))]
+    results.append(joint(replace(official, sampler=TrailingSDE(3)), video(10)))
+    results.append(joint(replace(official, prompt_suffix=""), video(10)))
+    assert not torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+    assert torch.equal(results[0], joint(replace(official, sampler=TrailingSDE(3, 1.0, True)), video(10)))

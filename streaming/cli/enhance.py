@@ -26,7 +26,12 @@ def enhance(
     mode: Annotated[
         str, typer.Option(metavar="joint|causal", help="Enhance all chunks together, or one after the other.")
     ] = "joint",
-    blender: Annotated[str, typer.Option(metavar="NAME", help="How chunks are joined.")] = "randomized",
+    preset: Annotated[
+        str, typer.Option(metavar="paper|official", help="The paper's enhancement, or the published code's.")
+    ] = "paper",
+    blender: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How chunks are joined.  [default: randomized, as the preset]")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.  [default: the model's]")] = None,
     strength: Annotated[
         float | None, typer.Option(help="How much may change, above 0, at most 1.  [default: the model's]")
@@ -50,10 +55,13 @@ def enhance(
     from streaming.cli import stage3
     from streaming.cli.rollout import made
     from streaming.keys import Key
+    from streaming.presets import PRESETS
     from streaming.read import read_video
     from streaming.registry import BLENDERS
 
-    checks.plugin(BLENDERS, blender)
+    checks.choice("--preset", preset, PRESETS)
+    if blender is not None:
+        checks.plugin(BLENDERS, blender)
     source, prompts = read_video(video), _prompts(video, prompt)
     if path.exists() and path.samefile(video):
         raise UserError(f"--output {path} is the video itself: choose another name")
@@ -62,8 +70,8 @@ def enhance(
     kind = checks.dtype(dtype, where)
     note(f"loading the enhancer of {model} on {where}")
     enhancer = _shaped(
-        stage3.load(model, where, kind, blender=blender, steps=steps, strength=strength, guidance=guidance,
-                    negative_prompt=negative_prompt),
+        stage3.load(model, where, kind, blender=blender, preset=preset, steps=steps, strength=strength,
+                    guidance=guidance, negative_prompt=negative_prompt),
         source,
     )  # fmt: skip
     replaces = path.exists()
@@ -74,7 +82,8 @@ def enhance(
     except KeyboardInterrupt:
         note(f"stopped: {_left(path, replaces)}")
         return 130
-    print(f"{path}: {made(path)} frames of {enhancer.width}x{enhancer.height} at {source.fps:g} frames/s")
+    height, width = enhancer.made
+    print(f"{path}: {made(path)} frames of {width}x{height} at {source.fps:g} frames/s")
     return 0
 
 
@@ -101,11 +110,13 @@ def _prompts(video: Path, prompt: str | None) -> PromptSchedule:
 
 
 def _shaped(enhancer: "Enhancer", video: "Video") -> "Enhancer":
-    """The enhancer with the video's aspect ratio, its shorter side as it was made for."""
+    """The enhancer with the video's aspect ratio: its shorter side as it was made for, or as large as fits a canvas."""
     from dataclasses import replace
 
-    short, factor = min(enhancer.height, enhancer.width), enhancer.codec.factor
-    scale = short / min(video.height, video.width)
+    factor, canvas = enhancer.codec.factor, enhancer.canvas
+    scale = min(enhancer.height, enhancer.width) / min(video.height, video.width)
+    if canvas is not None:
+        scale = min(canvas[0] / video.height, canvas[1] / video.width)
     height, width = (max(1, round(side * scale / factor)) * factor for side in (video.height, video.width))
     return replace(enhancer, height=height, width=width)
 

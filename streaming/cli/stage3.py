@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from streaming.cli.progress import Display, Stage
-from streaming.cli.rollout import guidance as make_guidance
 from streaming.enhance import Enhancer, assemble_enhancer, enhance_causal, enhance_joint
 from streaming.errors import UserError
 from streaming.keys import Key
@@ -25,21 +24,23 @@ def load(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    blender: str,
+    blender: str | None = None,
+    preset: str = "paper",
     steps: int | None = None,
     strength: float | None = None,
     guidance: float | None = None,
     negative_prompt: str = "",
 ) -> Enhancer:
-    """The enhancer of a model, with its own window as chunk and overlap; None: its own defaults."""
+    """The enhancer of a model, with its own window as chunk and overlap; None: its own defaults, or the preset's."""
     model = open_enhancer(name, device=device, dtype=dtype)
     window = model.backbone.window
     return assemble_enhancer(
         model,
-        make_blender(blender, window.frames, window.overlap),
+        None if blender is None else make_blender(blender, window.frames, window.overlap),
+        preset=preset,
         steps=steps,
         strength=strength,
-        guidance=None if guidance is None else make_guidance(guidance),
+        guidance=guidance,
         negative_prompt=negative_prompt,
     )
 
@@ -87,7 +88,8 @@ def write(pieces: Iterator[Frames], path: Path, fps: float, enhancer: Enhancer) 
     """Writes the enhanced video; one that is there already stays until the new one is complete, whatever happens."""
     target = path.with_name(path.stem + ".again.mp4") if path.exists() else path
     try:
-        with VideoWriter(target, fps=fps, height=enhancer.height, width=enhancer.width) as video:
+        height, width = enhancer.made
+        with VideoWriter(target, fps=fps, height=height, width=width) as video:
             for piece in pieces:
                 video.write(piece)
     except BaseException:
