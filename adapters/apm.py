@@ -134,8 +134,8 @@ def row_tokens(state: APMState, call: Call) -> ImageTokens:
     image = state.tokens.repeat(rows // batch, 1, 1)
     if all(anchored):
         return image
-    chosen = torch.tensor(anchored, device=image.device)[:, None, None]
-    return torch.where(chosen, image, state.none)
+    each = zip(image.unbind(), anchored, strict=True)
+    return torch.stack([tokens if there else state.none[0] for tokens, there in each])
 
 
 def new_apm(model: Model) -> APM:
@@ -169,5 +169,9 @@ def apm(model: Model, weights: Path | None) -> APM:
 
 def _image(model: Model) -> ImageEncoder:
     if model.image is None:
-        raise UserError(f"{model.name} has no image encoder, which APM needs: choose another long-term memory, or none")
+        raise UserError(
+            f"{model.name} has no image encoder, which APM needs: choose another long-term memory, or none, or name an "
+            "encoder with --image-encoder (the published APM's is open_clip:ViT-H-14:FILE, with the weights "
+            "laion2b_s32b_b79k)"
+        )
     return model.image

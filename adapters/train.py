@@ -16,7 +16,7 @@ from streaming.datasets import ClipDataset
 from streaming.errors import UserError
 from streaming.keys import initial_weights
 from streaming.model import Model
-from streaming.registry import load, open_model
+from streaming.registry import load, open_model, with_image_encoder
 from streaming.sites import combine
 from streaming.training import Result, TrainOptions, fit
 
@@ -150,5 +150,6 @@ def checkpoint_gradients(model: Model, short: CAM) -> None:
 
 
 def _open(options: TrainOptions) -> Model:
-    """The base model in float32, on the CPU until the loop knows its device."""
-    return open_model(str(options.work))
+    """The base model in float32, on the CPU until the loop knows its device; with the image encoder asked for."""
+    model = open_model(str(options.work))
+    return model if options.image_encoder is None else with_image_encoder(model, options.image_encoder)

@@ -1,7 +1,10 @@
 """ModelScope text-to-video: any folder in diffusers format, full size or tiny, as a base model.
 
 - DIR/unet, vae, text_encoder, tokenizer, scheduler: as diffusers' `save_pretrained` writes them;
-- DIR/image_encoder: CLIP vision tower for APM, optional;
+- DIR/image_encoder: what APM sees the anchor frame with, optional, see `backends.image_folder`;
+- DIR/first_chunk/unet, scheduler, streamingt2v.json: the unmodified base model, which makes the first chunk, optional;
+  for a folder whose unet was trained on (as the published one was). Without a scheduler it has DIR's; its settings may
+  differ in steps, guidance, eta and sampler;
 - DIR/streamingt2v.json: settings, optional, see `backends.modelscope_settings`;
 - DIR/enhancer/unet, scheduler, streamingt2v.json: video-to-video model of stage 3, optional; with vae, text_encoder and
   tokenizer of its own if they differ from DIR's.
@@ -13,10 +16,10 @@ from typing import final
 
 import torch
 
-from backends.modelscope_settings import MODELSCOPE, MODELSCOPE_WINDOW, load_defaults, read_json
+from backends.modelscope_settings import FILE, MODELSCOPE, MODELSCOPE_WINDOW, load_defaults, read_json
 from streaming.backbone import Window
 from streaming.errors import UserError
-from streaming.model import Backend, Model
+from streaming.model import Backend, Defaults, Model
 
 _ENHANCER_WINDOW = Window(frames=24, overlap=8)
 """[StreamingT2V §4.3]."""
@@ -38,9 +41,14 @@ class ModelScope(Backend):
         """The base model in the folder, frozen, in eval mode. Raises UserError as `Backend.load` says."""
         folder = _checked(directory)
         defaults, window = load_defaults(folder, MODELSCOPE, MODELSCOPE_WINDOW)
-        from backends.modelscope_parts import load_model
+        from backends.modelscope_parts import load_first, load_model
 
-        return load_model([folder], defaults, window, device, dtype)
+        model = load_model([folder], defaults, window, device, dtype)
+        if not (folder / "first_chunk").is_dir():
+            return model
+        return replace(
+            model, first=load_first(folder / "first_chunk", model, _first_settings(folder, defaults, window))
+        )
 
     def enhancer(self, directory: Path | None, *, device: torch.device, dtype: torch.dtype) -> Model | None:
         """The model in the folder's `enhancer`, None if it has none; by default it doubles the base model's frames."""
@@ -53,6 +61,18 @@ class ModelScope(Backend):
         from backends.modelscope_parts import load_model
 
         return load_model([folder / "enhancer", folder], defaults, window, device, dtype)
+
+
+def _first_settings(folder: Path, base: Defaults, window: Window) -> Defaults:
+    """Of the first chunk's network. Raises UserError if they say something else about the whole video."""
+    found, frames = load_defaults(folder / "first_chunk", base, window)
+    own = {name: getattr(base, name) for name in ("steps", "guidance", "eta", "sampler")}
+    if (replace(found, **own), frames) != (base, window):
+        raise UserError(
+            f"{folder / 'first_chunk' / FILE}: only steps, guidance, eta and sampler of the first chunk can differ "
+            f"from those in {folder / FILE}: leave the others out"
+        )
+    return found
 
 
 def _unet_class(directory: Path) -> str | None:

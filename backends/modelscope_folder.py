@@ -28,7 +28,7 @@ def load_part(kinds: dict[str, type[M]], folder: Path, dtype: torch.dtype) -> M:
     that are missing, pickled, truncated, don't fit the configuration or hold numbers that are not finite.
     """
     kind = _kind(kinds, folder)
-    variant = _check_weights(folder)
+    variant = check_weights(folder)
     named = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
     try:
         with quiet():
@@ -123,7 +123,7 @@ def _kind(kinds: dict[str, type[M]], folder: Path) -> type[M]:
     return kinds[str(named)]
 
 
-def _check_weights(folder: Path) -> str | None:
+def check_weights(folder: Path) -> str | None:
     """The variant of the weights that is there ("fp16" in names), None for the plain ones. Opens every file once."""
     files = sorted(folder.glob("*.safetensors"))
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)

@@ -1,18 +1,20 @@
 """The parts of a ModelScope folder, loaded and put together. Import it on first use: it is slow."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet3DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+from diffusers import UNet3DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from backends.image_folder import load_image_encoder
 from backends.modelscope_codec import AutoencoderKLCodec
 from backends.modelscope_folder import load_part, load_scheduler, load_tokenizer
-from backends.modelscope_image import CLIP_MEAN, CLIP_STD, CLIPImageEncoder
-from backends.modelscope_settings import read_json
+from backends.modelscope_old import load_autoencoder
+from backends.modelscope_settings import VIDEO_TO_VIDEO, load_variant
 from backends.modelscope_text import CLIPTextEncoder
 from backends.modelscope_unet import UNet3DBackbone
+from backends.modelscope_v2v import video_to_video
 from streaming.backbone import Window
 from streaming.codec import ImageEncoder
 from streaming.errors import UserError
@@ -42,15 +44,34 @@ def load_model(
     )
 
 
+def load_first(folder: Path, model: Model, defaults: Defaults) -> Model:
+    """The network in `folder`, with the model's other parts: what makes the first chunk of the model's videos."""
+    text, codec, window = model.text, model.codec, model.backbone.window
+    assert isinstance(text, CLIPTextEncoder) and isinstance(codec, AutoencoderKLCodec)
+    backbone = load_backbone(folder, text.tokens, window, model.dtype)
+    _check_fit(folder, backbone, text, codec)
+    own = (folder / "scheduler").is_dir()
+    return replace(
+        model,
+        name=str(folder),
+        backbone=backbone.to(model.device),
+        scheduler=load_scheduler(folder / "scheduler") if own else model.scheduler,
+        defaults=defaults,
+        directory=folder,
+    )
+
+
 def load_backbone(folder: Path, tokens: int, window: Window, dtype: torch.dtype) -> UNet3DBackbone:
-    """The UNet in `folder`/unet. Raises UserError as `modelscope_folder.load_part` does."""
+    """The UNet in `folder`/unet, changed if the folder's settings say so. Raises UserError as `load_part` does."""
     unet = load_part({"UNet3DConditionModel": UNet3DConditionModel}, folder / "unet", dtype)
+    if load_variant(folder) == VIDEO_TO_VIDEO:
+        unet = video_to_video(unet)
     return UNet3DBackbone(unet, tokens=tokens, window=window).eval()
 
 
 def load_codec(folders: list[Path], dtype: torch.dtype) -> AutoencoderKLCodec:
     """The autoencoder in the first folder that has `vae`."""
-    return AutoencoderKLCodec(load_part({"AutoencoderKL": AutoencoderKL}, _first(folders, "vae"), dtype)).eval()
+    return AutoencoderKLCodec(load_autoencoder(_first(folders, "vae"), dtype)).eval()
 
 
 def load_text(folders: list[Path], dtype: torch.dtype) -> CLIPTextEncoder:
@@ -61,27 +82,9 @@ def load_text(folders: list[Path], dtype: torch.dtype) -> CLIPTextEncoder:
 
 
 def load_image(folders: list[Path], dtype: torch.dtype) -> ImageEncoder | None:
-    """The vision tower in the first folder that has `image_encoder`, None if there is none."""
+    """The encoder in the first folder that has `image_encoder`, None if there is none; see `backends.image_folder`."""
     folder = _first(folders, "image_encoder")
-    if not folder.is_dir():
-        return None
-
-    tower = load_part({"CLIPVisionModelWithProjection": CLIPVisionModelWithProjection}, folder, dtype)
-    mean, std = _colours(folder)
-    return CLIPImageEncoder(tower, mean=mean, std=std).eval()
-
-
-def _colours(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation of RGB from preprocessor_config.json, there or in `feature_extractor` beside it."""
-    places = [place / "preprocessor_config.json" for place in (folder, folder.with_name("feature_extractor"))]
-    path = next((place for place in places if place.exists()), None)
-    if path is None:
-        return CLIP_MEAN, CLIP_STD
-    config = read_json(path)
-    colours = (config.get("image_mean", CLIP_MEAN), config.get("image_std", CLIP_STD))
-    if not all(len(some) == 3 and all(isinstance(one, int | float) for one in some) for some in colours):
-        raise UserError(f"{path}: image_mean and image_std must be three numbers each")
-    return colours
+    return load_image_encoder(folder, dtype) if folder.is_dir() else None
 
 
 def _first(folders: list[Path], part: str) -> Path:

@@ -18,12 +18,18 @@ MODELSCOPE = Defaults(height=256, width=256, fps=8.0)
 MODELSCOPE_WINDOW = Window(frames=16, overlap=8)
 """Its window."""
 
+VIDEO_TO_VIDEO = "video-to-video"
+"""The `variant` of ModelScope's enhancer, see `backends.modelscope_v2v`; "": diffusers' UNet as it is."""
+_VARIANTS = ("", VIDEO_TO_VIDEO)
+_MAY_BE_ZERO = ("overlap", "guidance", "eta", "rescale", "canvas_height", "canvas_width")
+
 _KINDS = {int: "a whole number", float: "a number", str: "a name"}
 
 
-def save_defaults(directory: Path, defaults: Defaults, window: Window) -> None:
-    """Writes streamingt2v.json, which `load_defaults` reads, into a model folder."""
+def save_defaults(directory: Path, defaults: Defaults, window: Window, variant: str = "") -> None:
+    """Writes streamingt2v.json, which `load_defaults` and `load_variant` read, into a model folder."""
     content = {**asdict(defaults), "frames": window.frames, "overlap": window.overlap}
+    content |= {"variant": variant} if variant else {}
     (directory / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -35,12 +41,24 @@ def load_defaults(directory: Path, family: Defaults, window: Window) -> tuple[De
     path = directory / FILE
     if not path.exists():
         return family, window
-    known = {**asdict(family), "frames": window.frames, "overlap": window.overlap}
+    known = {**asdict(family), "frames": window.frames, "overlap": window.overlap, "variant": ""}
     merged = known | _checked(path, read_json(path), known)
+    del merged["variant"]
+    if (merged["canvas_height"] == 0) != (merged["canvas_width"] == 0):
+        raise UserError(f"{path}: canvas_height and canvas_width must be given together")
     frames, overlap = int(merged.pop("frames")), int(merged.pop("overlap"))
     if overlap >= frames:
         raise UserError(f"{path}: an overlap of {overlap} frames must be smaller than the window of {frames}")
     return Defaults(**merged), Window(frames, overlap)
+
+
+def load_variant(directory: Path) -> str:
+    """What is changed in the folder's UNet: `VIDEO_TO_VIDEO`, or nothing (""). Raises UserError for another word."""
+    path = directory / FILE
+    variant = read_json(path).get("variant", "") if path.exists() else ""
+    if variant not in _VARIANTS:
+        raise UserError(f'{path}: unknown variant {json.dumps(variant)}; leave it out, or write "{VIDEO_TO_VIDEO}"')
+    return variant
 
 
 def _checked(path: Path, found: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
@@ -51,10 +69,10 @@ def _checked(path: Path, found: dict[str, Any], known: dict[str, Any]) -> dict[s
 
 
 def _value(path: Path, name: str, value: Any, kind: type) -> Any:
-    """The value, as its kind; whole numbers count as decimal ones. All but overlap, guidance and eta are above 0."""
+    """The value, as its kind; whole numbers count as decimal ones. All but `_MAY_BE_ZERO` are above 0."""
     if not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool):
         raise UserError(f"{path}: {name} must be {_KINDS[kind]}, not {json.dumps(value)}")
-    lowest = 0 if name in ("overlap", "guidance", "eta") else 1e-9
+    lowest = 0 if name in _MAY_BE_ZERO else 1e-9
     if kind is not str and not lowest <= value < 1e6:
         raise UserError(f"{path}: {name} is out of range: {value}")
     return kind(value)

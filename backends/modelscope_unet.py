@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from backends.diffusers_sites import DiffusersSites, Evaluation, checkpoint_gradients, to_features, to_maps
+from backends.temporal_conv import channels_last, flatten_temporal
 from streaming.backbone import Backbone, Call, FeatureEncoder, Window
 from streaming.sites import ContextSite, Deltas, FeatureSite
 from streaming.types import Features, Latents, SiteFeatures
@@ -68,6 +69,11 @@ class UNet3DBackbone(Backbone):
         encoder.load(self.unet.state_dict())
         return encoder
 
+    def optimize(self) -> None:
+        """Convolutions in two dimensions, channels last; see `backends.temporal_conv`."""
+        flatten_temporal(self)
+        channels_last(self)
+
     def checkpoint_gradients(self) -> None:
         """Trades time for memory in training: activations inside blocks are computed anew in the backward pass."""
         checkpoint_gradients(heavy_blocks(self.unet))
@@ -121,6 +127,11 @@ class UNet3DFeatureEncoder(FeatureEncoder):
         x = self.mid_block(x, embedding, encoder_hidden_states=context, num_frames=span)
         maps = zip(self._names, (*skips, x), strict=True)
         return {name: to_features(each, batch) for name, each in maps}
+
+    def optimize(self) -> None:
+        """As the backbone's."""
+        flatten_temporal(self)
+        channels_last(self)
 
     def checkpoint_gradients(self) -> None:
         """As the backbone's."""

@@ -50,12 +50,18 @@ if TYPE_CHECKING:
     from streaming.model import Backend as Backend
     from streaming.model import Defaults as Defaults
     from streaming.model import Model as Model
+    from streaming.noise import Keyed as Keyed
+    from streaming.noise import Noise as Noise
+    from streaming.noise import OneGenerator as OneGenerator
     from streaming.openings import ImageOpening as ImageOpening
     from streaming.openings import Opening as Opening
     from streaming.openings import TextOpening as TextOpening
     from streaming.openings import VideoOpening as VideoOpening
     from streaming.parts import Parts as Parts
     from streaming.parts import assemble as assemble
+    from streaming.presets import FirstChunk as FirstChunk
+    from streaming.presets import Preset as Preset
+    from streaming.presets import make_preset as make_preset
     from streaming.prompts import PromptSchedule as PromptSchedule
     from streaming.read import Video as Video
     from streaming.read import read_image as read_image
@@ -65,6 +71,7 @@ if TYPE_CHECKING:
     from streaming.registry import make_short_term as make_short_term
     from streaming.registry import open_enhancer as open_enhancer
     from streaming.registry import open_model as open_model
+    from streaming.registry import with_image_encoder as with_image_encoder
     from streaming.sample import Sampler as Sampler
     from streaming.sites import ContextSite as ContextSite
     from streaming.sites import Delta as Delta
@@ -85,11 +92,13 @@ _HOMES = {
     "loop": "Chunk chunks_needed stream",
     "memory": "LongTermMemory NoLongTerm NoShortTerm ShortTermMemory Tail",
     "model": "Backend Defaults Model",
+    "noise": "Keyed Noise OneGenerator",
     "openings": "ImageOpening Opening TextOpening VideoOpening",
     "parts": "Parts assemble",
+    "presets": "FirstChunk Preset make_preset",
     "prompts": "PromptSchedule",
     "read": "Video read_image read_video",
-    "registry": "make_blender make_long_term make_short_term open_enhancer open_model",
+    "registry": "make_blender make_long_term make_short_term open_enhancer open_model with_image_encoder",
     "sample": "Sampler",
     "sites": "ContextSite Delta Deltas FeatureSite",
     "video": "VideoWriter",

@@ -84,6 +84,10 @@ class FeatureEncoder(nn.Module, ABC):
     def condition_width(self) -> int:
         """Channels that `condition` must have: those of the features after the first layer (per cell of a patch)."""
 
+    def optimize(self) -> None:
+        """As `Backbone.optimize`."""
+        return None
+
     @abstractmethod
     def forward(self, call: Call, condition: Features) -> Mapping[str, SiteFeatures]:
         """Features of the condition at every feature site.
@@ -111,6 +115,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def window(self) -> Window:
         """Frames and overlap that it was trained for, in latent frames."""
+
+    def optimize(self) -> None:
+        """Rearranges itself for speed before it is compiled; results stay the same up to rounding. Default: nothing."""
+        return None
 
     @abstractmethod
     def forward(self, call: Call, deltas: Deltas) -> Latents:

@@ -18,12 +18,21 @@ from streaming.backbone import Call
 from streaming.checkpoint import Checkpoint, check_resume
 from streaming.codec import EncodedText
 from streaming.errors import UserError
-from streaming.keys import Key, Name
+from streaming.keys import Key
 from streaming.memory import Tail
+from streaming.noise import Shape
 from streaming.openings import ImageOpening, Opening, TextOpening, VideoOpening, opening_frames, opening_tail
 from streaming.parts import Parts
 from streaming.prompts import PromptSchedule
-from streaming.rows import Condition, check_finite, encode_rows, guided_denoiser, unconditioned
+from streaming.rows import (
+    Condition,
+    check_finite,
+    compiled,
+    encode_rows,
+    evaluate,
+    guided_denoiser,
+    unconditioned,
+)
 from streaming.sites import Deltas, combine
 from streaming.types import Frames, Latents
 
@@ -120,24 +129,22 @@ def _chunks(
 
 def _first(parts: Parts, prompts: Prompts, opening: Opening, key: Key | tuple[Key, ...], texts: "Texts") -> Chunk:
     if isinstance(opening, TextOpening):
-        text = texts(tuple(schedule.at(0) for schedule in prompts))
-        start = _noise(parts, _keys(key, len(prompts)), 0, "start")
-        latents = _sample(parts, text, start, _keys(key, len(prompts)), 0, unconditioned)
+        opener, lines = _opener(parts), tuple(schedule.at(0) for schedule in prompts)
+        text = texts(lines) if opener is parts else _encode_text(opener, lines)
+        latents = _sample(opener, text, _keys(key, len(prompts)), 0, unconditioned)
         frames = _decode(parts, latents, 0, 0)
         tail = _last_of(parts, Tail(frames, latents.cpu()))
     else:
         frames = opening_frames(opening, parts.height, parts.width).expand(len(prompts), -1, -1, -1, -1).cpu()
         tail = _encode_tail(parts, opening, frames)
-    return _finished(
-        0, frames, Checkpoint(0, frames.shape[1], tail, frames[:, :1].clone(), key, prompts, parts.settings)
-    )
+    return _finished(0, frames, Checkpoint(0, frames.shape[1], tail, _own(frames[:, :1]), key, prompts, parts.settings))
 
 
 def _next(parts: Parts, prompts: Prompts, last: Checkpoint, texts: "Texts", anchors: "Anchors") -> Chunk:
     index, keys = last.index + 1, _keys(last.key, len(prompts))
     text = texts(tuple(schedule.at(last.frames_done) for schedule in prompts))
     condition = _condition(parts, last.tail, anchors(last.anchor))
-    latents = _sample(parts, text, _noise(parts, keys, index, "start"), keys, index, condition)
+    latents = _sample(parts, text, keys, index, condition)
     overlap = parts.backbone.window.overlap
     frames = _decode(parts, latents, overlap, index)
     tail = _last_of(parts, _joined(last.tail, Tail(frames, latents[:, :, overlap:].cpu())))
@@ -147,14 +154,34 @@ def _next(parts: Parts, prompts: Prompts, last: Checkpoint, texts: "Texts", anch
 
 
 @torch.inference_mode()
-def _sample(
-    parts: Parts, text: EncodedText, start: Latents, keys: tuple[Key, ...], index: int, condition: Condition
-) -> Latents:
-    where = f"in chunk {index}"
-    denoise = guided_denoiser(parts.backbone, parts.guidance, text, start, parts.dtype, where, condition)
-    latents = parts.sampler(denoise, start, lambda step: _noise(parts, keys, index, "step", step), parts.scheduler)
-    check_finite(latents, where, parts.sampler.steps - 1)
+def _sample(parts: Parts, text: EncodedText, keys: tuple[Key, ...], index: int, condition: Condition) -> Latents:
+    """A chunk's latents. Each video's noise is drawn with its own key, so that a batch equals single runs."""
+    source, steps, shape, where = parts.noise, parts.sampler.steps, _shape(parts), f"in chunk {index}"
+    start = torch.cat([source.start(key, index, steps, shape) for key in keys]).to(parts.device)
+
+    def noise(step: int) -> Latents:
+        return torch.cat([source.step(key, index, step, steps, shape) for key in keys]).to(parts.device)
+
+    faster = compiled() if parts.compile and index else evaluate  # one chunk alone is sooner made than compiled for
+    denoise = guided_denoiser(parts.backbone, parts.guidance, text, start, parts.dtype, where, condition, faster)
+    latents = parts.sampler(denoise, start, noise, parts.scheduler)
+    check_finite(latents, where, steps - 1)
     return latents
+
+
+def _opener(parts: Parts) -> Parts:
+    """What makes the first chunk of a video from text: the parts themselves if they say nothing else."""
+    first = parts.first
+    if first is None:
+        return parts
+    return replace(
+        parts,
+        backbone=first.backbone,
+        guidance=first.guidance,
+        sampler=first.sampler,
+        scheduler=first.scheduler,
+        first=None,
+    )
 
 
 @torch.inference_mode()
@@ -229,9 +256,16 @@ def _last_of(parts: Parts, all_: Tail) -> Tail:
 
 
 def _finished(index: int, frames: Frames, checkpoint: Checkpoint) -> Chunk:
-    """The chunk with tensors of its own: not slices that keep a chunk alive, nor tensors that autograd refuses."""
-    tail = Tail(checkpoint.tail.frames.clone(), checkpoint.tail.latents.clone())
-    return Chunk(index, frames.clone(), replace(checkpoint, tail=tail))
+    """The chunk with tensors of its own: not slices that keep a chunk alive, nor tensors that autograd refuses.
+
+    They lie in memory as those that come from a file do: sums over another layout would be rounded otherwise.
+    """
+    tail = Tail(_own(checkpoint.tail.frames), _own(checkpoint.tail.latents))
+    return Chunk(index, _own(frames), replace(checkpoint, tail=tail, anchor=checkpoint.anchor.contiguous()))
+
+
+def _own(value: Tensor) -> Tensor:
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def _keys(key: Key | tuple[Key, ...], batch: int) -> tuple[Key, ...]:
@@ -240,11 +274,9 @@ def _keys(key: Key | tuple[Key, ...], batch: int) -> tuple[Key, ...]:
     return tuple(single.fold("video", 0) for single in key)
 
 
-def _noise(parts: Parts, keys: tuple[Key, ...], index: int, *names: Name) -> Latents:
-    """Standard normal numbers, each video's from its own key, so that a batch equals single runs."""
+def _shape(parts: Parts) -> Shape:
     side = parts.codec.factor
-    shape = (parts.codec.channels, parts.backbone.window.frames, parts.height // side, parts.width // side)
-    return torch.stack([key.fold("chunk", index, *names).normal(*shape) for key in keys]).to(parts.device)
+    return parts.codec.channels, parts.backbone.window.frames, parts.height // side, parts.width // side
 
 
 def _to_model(parts: Parts, value: Tensor) -> Tensor:

@@ -53,6 +53,10 @@ class ShortTermMemory(nn.Module, ABC, Generic[S]):
 class LongTermMemory(nn.Module, ABC, Generic[S]):
     """What every chunk knows of the anchor frame; set once, or whenever the anchor policy says so."""
 
+    borrowed: tuple[nn.Module, ...] = ()
+    """Frozen modules that it computes with, but neither trains nor saves: the model's image encoder, for example. A
+    video can only be continued with the same ones."""
+
     @abstractmethod
     def remember(self, anchor: Frames) -> S:
         """The state for all chunks that share the anchor [batch, time, 3, rows, cols] (the paper: one frame)."""

@@ -29,12 +29,18 @@ class Defaults:
     """Denoising steps a chunk."""
     guidance: float = 7.5
     """Classifier-free guidance scale."""
+    rescale: float = 0.0
+    """Of an enhancer: share of a guided chunk that is brought back to the conditional one's standard deviation."""
     eta: float = 1.0
     """DDIM's share of fresh noise a step (0: deterministic)."""
     strength: float = 0.6
     """Of an enhancer: share of the noise schedule that SDEdit goes back [StreamingT2V §4.3: level 600 of 1000]."""
     sampler: str = "ddim"
-    """Name of a sampler, see `streaming.sample`."""
+    """Name of a sampler, see `streaming.sample`; of an enhancer, `streaming.sample_sde` too."""
+    canvas_height: int = 0
+    """Of an enhancer: pixels of the frame in whose middle its video of `height` rows lies, on black; 0: no canvas."""
+    canvas_width: int = 0
+    """Likewise in columns; both are 0 or neither."""
     short_term: str = "cam"
     """Registered name of the short-term memory."""
     long_term: str = "apm"
@@ -66,6 +72,8 @@ class Model:
     """Where it computes."""
     dtype: torch.dtype = torch.float32
     """The weights' type."""
+    first: "Model | None" = None
+    """The unmodified base model, which makes the first chunk, if `backbone` was trained on; shares all other parts."""
 
 
 class Backend(ABC):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from streaming.blend import ChunkBlender
+    from streaming.codec import ImageEncoder
     from streaming.memory import LongTermMemory, ShortTermMemory
     from streaming.model import Backend, Model
 
@@ -24,6 +25,9 @@ BACKBONES = "streaming.backbones"
 SHORT_TERM_MEMORIES = "streaming.short_term_memories"
 LONG_TERM_MEMORIES = "streaming.long_term_memories"
 BLENDERS = "streaming.blenders"
+IMAGE_ENCODERS = "streaming.image_encoders"
+FOLDER = "folder"
+"""The image encoder that is called with a folder as its model's name."""
 
 
 @final
@@ -120,6 +124,38 @@ def make_long_term(name: str, model: "Model", weights: Path | None = None) -> "L
 def make_blender(name: str, chunk: int, overlap: int) -> "ChunkBlender":
     """The blender of that name for chunks of so many latent frames. Raises UserError for an unknown or broken one."""
     return _make(BLENDERS, name, chunk, overlap)
+
+
+def image_encoder_spec(spec: str) -> tuple[str, str, Path | None]:
+    """Library, model and file of weights that a SPEC names: a folder, or LIBRARY[:MODEL[:FILE]]; nothing is loaded.
+
+    Raises UserError for a library that is not registered or does not work, and for a file that is not there.
+    """
+    library, _, rest = spec.partition(":")
+    known = discover(IMAGE_ENCODERS)
+    if library not in known or library == FOLDER:
+        if spec and Path(spec).is_dir():
+            return FOLDER, spec, None
+        names = ", ".join(name for name in known if name != FOLDER) or "none that is installed"
+        raise UserError(
+            f"no image encoder '{spec}': there is no such folder, and '{library}' is no library; "
+            f"name a folder with its config.json, or LIBRARY:MODEL:FILE, the library one of {names}"
+        )
+    load(IMAGE_ENCODERS, library)
+    model, _, file = rest.partition(":")
+    if file and not Path(file).is_file():
+        raise UserError(f"no image encoder '{spec}': there is no file {file} with its weights")
+    return library, model, Path(file) if file else None
+
+
+def with_image_encoder(model: "Model", spec: str) -> "Model":
+    """The model with another image encoder in place of its own (or of none), on its device and in its type.
+
+    Raises UserError as `image_encoder_spec` and the plugin do.
+    """
+    library, name, weights = image_encoder_spec(spec)
+    encoder: ImageEncoder = _make(IMAGE_ENCODERS, library, name, weights)
+    return replace(model, image=encoder.to(model.device, model.dtype).eval().requires_grad_(False))
 
 
 def _placement(device: "torch.device | str", dtype: "torch.dtype | None") -> dict[str, Any]:

@@ -46,6 +46,8 @@ class TrainOptions:
     """Toy sizes, for rehearsals and tests."""
     dataset: str = "procedural-world"
     """Name in the entry point group `streaming.datasets`."""
+    image_encoder: str | None = None
+    """What APM sees the anchor frame with, as `registry.image_encoder_spec` reads it; None: the model's own."""
     started: float = field(default_factory=time.monotonic)
     """When the command started (`time.monotonic`)."""
 

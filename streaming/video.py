@@ -45,13 +45,15 @@ class VideoWriter:
         width: int,
         crf: int = 18,
         lossless: bool = False,
+        truncate: bool = False,
         keep: int = 0,
     ) -> None:
         """Opens nothing: an existing file is only touched by the first write.
 
         fps: frames a second. height, width: pixels. H.264 in 4:2:0 wants even sizes, so an odd size gets its last row
         or column twice. crf: x264's quality, 0 best to 51 worst. lossless: 8-bit RGB without loss instead.
-        keep: so many frames of the existing file stay; the first write replaces what lies behind them.
+        truncate: floats are cut off to 8 bits, not rounded. keep: so many frames of the existing file stay; the first
+        write replaces what lies behind them.
         Raises UserError if `keep` frames are not there.
         """
         self.path = Path(path)
@@ -59,6 +61,7 @@ class VideoWriter:
         self._size = (height, width)
         self._rate = Fraction(fps).limit_denominator(1001)
         self._crf = None if lossless else crf
+        self._truncate = truncate
         self._opened = False
         if keep and keep not in piece_ends(self.path):
             raise UserError(
@@ -76,7 +79,7 @@ class VideoWriter:
             self._finish()
 
     def write(self, frames: Float[Tensor, "1 time 3 rows cols"] | UInt8[Tensor, "1 time 3 rows cols"]) -> None:
-        """Appends frames, floats in [0, 1] (rounded to 8 bits) or bytes; they are on disk when it returns.
+        """Appends frames, floats in [0, 1] or bytes; they are on disk when it returns.
 
         Raises UserError if frames hold NaN or the file cannot be written; what was written before stays.
         """
@@ -84,7 +87,7 @@ class VideoWriter:
             raise ValueError(f"frames of {tuple(frames.shape[-2:])} pixels do not fit a video of {self._size}")
         if not frames.shape[1]:
             return
-        header, fragments = self._encode(to_bytes(frames)[0])
+        header, fragments = self._encode(to_bytes(frames, truncate=self._truncate)[0])
         try:
             self._open(header)
             _append(self.path, fragments)
@@ -155,13 +158,19 @@ def piece_ends(path: Path) -> list[int]:
 
 def to_bytes(
     frames: Float[Tensor, "batch time 3 rows cols"] | UInt8[Tensor, "batch time 3 rows cols"],
+    *,
+    truncate: bool = False,
 ) -> UInt8[Tensor, "batch time 3 rows cols"]:
-    """Frames in [0, 1] rounded to 8 bits; bytes are left alone. Raises UserError for NaN and infinity."""
+    """Frames in [0, 1] rounded to 8 bits, or cut off (convention of the published code); bytes are left alone.
+
+    Raises UserError for NaN and infinity.
+    """
     if frames.dtype == torch.uint8:
         return frames
     if not torch.isfinite(frames).all():
         raise UserError("the generated frames hold NaN or infinity: try --dtype float32 or a smaller --guidance")
-    return (frames.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    levels = frames.float().clamp(0, 1) * 255
+    return (levels if truncate else levels.round()).to(torch.uint8).cpu()
 
 
 def _encode_into(

@@ -31,6 +31,7 @@ PLUGINS = {
         "naive": "streaming.blend:naive",
         "cross-fade": "streaming.blend:cross_fade",
     },
+    "streaming.image_encoders": {"timm": "backends.image_timm:make"},
 }
 
 

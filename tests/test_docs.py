@@ -17,7 +17,10 @@ from tests.cli_toys import frames_of, register
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / name for name in ("command-line.md", "add-a-memory.md", "add-a-backbone.md")),
+    *(
+        ROOT / "docs" / name
+        for name in ("command-line.md", "published-weights.md", "presets.md", "add-a-memory.md", "add-a-backbone.md")
+    ),
 ]
 
 
@@ -88,7 +91,14 @@ def test_commands_are_understood(line: str) -> None:
 
 
 def test_there_are_commands_to_test() -> None:
-    assert {shlex.split(line)[1] for line in commands()} == {"generate", "enhance", "train", "models", "doctor"}
+    assert {shlex.split(line)[1] for line in commands()} == {
+        "generate",
+        "enhance",
+        "train",
+        "convert",
+        "models",
+        "doctor",
+    }
 
 
 def test_options_that_pages_name_exist() -> None:

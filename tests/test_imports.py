@@ -131,3 +131,10 @@ def test_the_checks_find_what_they_are_for():
     ]
     assert undocumented('"""A."""\nclass C:\n    """B."""\n    def _p(self) -> None: ...') == []
     assert late_shapes("from __future__ import annotations\nx: Float") == ["Float"]
+
+
+def test_no_module_hides_what_the_package_exports():
+    """An imported submodule becomes an attribute of its package and would stand before a function of the same name."""
+    import streaming
+
+    assert not {path.stem for path in (ROOT / "streaming").iterdir()} & set(streaming.__all__)

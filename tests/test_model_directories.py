@@ -275,6 +275,55 @@ class TestEnhancer:
             ModelScope().enhancer(folder, device=CPU, dtype=torch.float32)
 
 
+class TestFirstChunk:
+    """The unmodified base model beside one that was trained on."""
+
+    @pytest.fixture
+    def begun(self, folder: Path) -> Path:
+        torch.manual_seed(1)
+        with quiet():
+            make_unet().save_pretrained(folder / "first_chunk" / "unet")
+        return folder
+
+    def test_shares_all_but_the_network(self, begun: Path) -> None:
+        model = load(begun)
+        first = model.first
+        assert first is not None and first.first is None
+        for name in ("codec", "text", "image", "scheduler", "defaults", "device", "dtype"):
+            assert getattr(first, name) is getattr(model, name), name
+        saved = load_file(begun / "first_chunk" / UNET)
+        assert all(torch.equal(first.backbone.unet.state_dict()[name], saved[name]) for name in saved)
+        assert any(not torch.equal(model.backbone.unet.state_dict()[name], saved[name]) for name in saved)
+        assert not first.backbone.training and not any(w.requires_grad for w in first.backbone.parameters())
+        assert first.backbone.window == model.backbone.window
+
+    def test_none_without_its_folder(self, folder: Path) -> None:
+        assert load(folder).first is None
+
+    def test_its_own_schedule_and_settings(self, begun: Path) -> None:
+        with quiet():
+            DDIMScheduler(steps_offset=1).save_pretrained(begun / "first_chunk" / "scheduler")
+        (begun / "first_chunk" / "streamingt2v.json").write_text('{"sampler": "dpm++", "steps": 7, "guidance": 9}')
+        model = load(begun)
+        assert model.first is not None and model.first.scheduler.config["prediction_type"] == "epsilon"
+        assert model.scheduler.config["prediction_type"] == "v_prediction"
+        assert model.first.defaults == replace(model.defaults, sampler="dpm++", steps=7, guidance=9.0)
+
+    @pytest.mark.parametrize("text", ['{"height": 64}', '{"fps": 4}', '{"frames": 24}', '{"long_term": "none"}'])
+    def test_what_holds_for_the_whole_video_is_refused(self, begun: Path, text: str) -> None:
+        (begun / "first_chunk" / "streamingt2v.json").write_text(text)
+        assert_refused(begun, "first_chunk/streamingt2v.json: only steps, guidance, eta and sampler of the first chunk")
+
+    def test_broken(self, begun: Path) -> None:
+        (begun / "first_chunk" / UNET).unlink()
+        assert_refused(begun, "first_chunk/unet has no weights", "copy it again")
+
+    def test_another_model(self, begun: Path) -> None:
+        with quiet():
+            make_unet(depth=24).save_pretrained(begun / "first_chunk" / "unet")
+        assert_refused(begun, "first_chunk: the UNet reads text of width 24", "different models")
+
+
 class TestWrongFolders:
     def test_matches(self, pristine: Path, tmp_path: Path) -> None:
         assert ModelScope().matches(pristine)

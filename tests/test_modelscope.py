@@ -347,7 +347,7 @@ class TestFeatureEncoder:
 
 class TestCodec:
     @staticmethod
-    def make(scale: float = 0.5, shift: float | None = None, tile: bool = False) -> AutoencoderKLCodec:
+    def make(scale: float = 0.5, shift: float | None = None, tile: bool | None = None) -> AutoencoderKLCodec:
         vae = AutoencoderKL(
             block_out_channels=(8, 8),
             down_block_types=("DownEncoderBlock2D",) * 2,
@@ -356,7 +356,7 @@ class TestCodec:
             scaling_factor=scale,
             shift_factor=shift,
         )
-        return AutoencoderKLCodec(randomised(vae), tile=tile)
+        return AutoencoderKLCodec(randomised(vae), tile=tile, tile_size=32)
 
     @torch.no_grad()
     @pytest.mark.parametrize("shift", [None, 0.3])
@@ -386,7 +386,7 @@ class TestCodec:
         calls = []
         tiled.vae.decoder.register_forward_pre_hook(lambda module, args: calls.append(args[0].shape[-1]))
         assert tiled.decode(latents).shape == whole.decode(latents).shape
-        assert len(calls) > 1 and max(calls) == 16
+        assert len(calls) > 1 and max(calls) <= 20
 
     def test_sizes_that_do_not_fit(self) -> None:
         with pytest.raises(UserError, match="frames of 9x8 pixels: height and width must be multiples of 2"):
@@ -474,7 +474,7 @@ class TestText:
 
 class TestImage:
     @torch.no_grad()
-    @pytest.mark.parametrize("rows", [8, 20])
+    @pytest.mark.parametrize("rows", [8, 10])
     def test_resized_normalised_projected(self, rows: int) -> None:
         config = CLIPVisionConfig(
             hidden_size=16,

@@ -115,6 +115,17 @@ def test_floats_are_rounded_and_clamped() -> None:
     assert to_bytes(given)[0, 0, 0, 0].tolist() == [0, 0, 0, 1, 255, 255]
 
 
+def test_or_cut_off(tmp_path: Path) -> None:
+    """Floor of 255 times the value; bytes that were read come back as the same bytes."""
+    given = torch.tensor([-1.0, 0.0, 0.9999 / 255, 1.0001 / 255, 254.9 / 255, 7.0]).view(1, 1, 1, 1, 6)
+    assert to_bytes(given.expand(1, 1, 3, 1, 6), truncate=True)[0, 0, 0, 0].tolist() == [0, 0, 0, 1, 254, 255]
+    frames = torch.rand(1, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    write(tmp_path / "v.mp4", [frames], lossless=True, truncate=True)
+    assert torch.equal((frames_of(tmp_path / "v.mp4") * 255).round(), (frames * 255).floor())
+    every = torch.arange(256).to(torch.uint8).view(1, 1, 1, 16, 16).expand(1, 1, 3, 16, 16)
+    assert torch.equal(to_bytes(every.float() / 255, truncate=True), every)
+
+
 @pytest.mark.parametrize(("rows", "cols"), [(15, 24), (16, 23), (15, 23)])
 def test_odd_sizes_get_their_last_row_or_column_twice(tmp_path: Path, rows: int, cols: int) -> None:
     pieces = pieces_of([3], rows, cols)

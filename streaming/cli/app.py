@@ -4,6 +4,7 @@ from typing import Any
 
 import typer
 
+from streaming.cli.convert import convert
 from streaming.cli.doctor import doctor
 from streaming.cli.enhance import enhance
 from streaming.cli.generate import generate
@@ -19,6 +20,6 @@ def command() -> Any:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for function in (generate, enhance, train, models, doctor):
+    for function in (generate, enhance, train, convert, models, doctor):
         app.command()(function)
     return typer.main.get_command(app)

@@ -142,7 +142,14 @@ def plugins() -> Iterator[Finding]:
     """What is registered in each group, and what of it is broken or claimed twice."""
     from streaming import registry
 
-    for group in (registry.BACKBONES, registry.SHORT_TERM_MEMORIES, registry.LONG_TERM_MEMORIES, registry.BLENDERS):
+    groups = (
+        registry.BACKBONES,
+        registry.SHORT_TERM_MEMORIES,
+        registry.LONG_TERM_MEMORIES,
+        registry.BLENDERS,
+        registry.IMAGE_ENCODERS,
+    )
+    for group in groups:
         try:
             names = registry.discover(group)
         except UserError as error:

@@ -12,6 +12,12 @@ from streaming.errors import UserError
 
 MODELS = "  [default: the model's]"
 
+OFFICIAL = (
+    "what the published code computes (noise from one generator, seed 33; ddim, 50 steps, guidance 7.5; first chunk: "
+    "dpm++, 50 steps, guidance 9; colours cut to 8 bits; float32); options that are given come first"
+)
+"""What the preset sets; docs/presets.md says more."""
+
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What is to be seen.")] = None,
@@ -37,8 +43,20 @@ def generate(
     ] = None,
     short_term: Annotated[str | None, typer.Option(metavar="NAME", help="Memory of the last chunk." + MODELS)] = None,
     long_term: Annotated[str | None, typer.Option(metavar="NAME", help="Memory of the anchor frame." + MODELS)] = None,
+    image_encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="What the memory sees the anchor frame with: a folder, or LIBRARY:MODEL:FILE, such as "
+            "open_clip:ViT-H-14:weights.safetensors or timm:..." + MODELS,
+        ),
+    ] = None,
     sampler: Annotated[
         str | None, typer.Option(metavar="NAME", help="ddim, dpm++, dpm++sde or euler." + MODELS)
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"paper, or official: {OFFICIAL}.  [default: {Options.preset}]"),
     ] = None,
     anchor_policy: Annotated[
         str | None,
@@ -58,7 +76,8 @@ def generate(
         ),
     ] = None,
     blender: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"How enhanced chunks are joined.  [default: {Options.blender}]")
+        str | None,
+        typer.Option(metavar="NAME", help="How enhanced chunks are joined.  [default: randomized, as the preset]"),
     ] = None,
     strength: Annotated[
         float | None, typer.Option(help="How much the enhancer may change, above 0, at most 1." + MODELS)
@@ -69,6 +88,10 @@ def generate(
     dtype: Annotated[
         str | None,
         typer.Option(metavar="NAME", help=f"auto, {', '.join(checks.DTYPES[1:])}.  [default: {Options.dtype}]"),
+    ] = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option("--compile", help="Compile the model first: pays for long videos of large models on a GPU."),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -84,8 +107,9 @@ def generate(
     said: dict[str, Any] = dict(
         prompt=prompt, frames=frames, prompt_at=tuple(prompt_at or ()) or None, image=image, video=video, seed=seed,
         steps=steps, guidance=guidance, negative_prompt=negative_prompt, model=model, short_term=short_term,
-        long_term=long_term, sampler=sampler, anchor_policy=anchor_policy, enhance=enhance, enhance_mode=enhance_mode,
-        blender=blender, strength=strength, device=device, dtype=dtype, output=output, overwrite=overwrite,
+        long_term=long_term, image_encoder=image_encoder, sampler=sampler, preset=preset,
+        anchor_policy=anchor_policy, enhance=enhance, enhance_mode=enhance_mode, blender=blender, strength=strength,
+        device=device, dtype=dtype, compile=compile, output=output, overwrite=overwrite,
     )  # fmt: skip
     given = {name: value for name, value in said.items() if value is not None}
     for name in ("output", "image", "video"):

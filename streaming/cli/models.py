@@ -15,6 +15,7 @@ PLUGINS = {
     "short-term memories": "streaming.short_term_memories",
     "long-term memories": "streaming.long_term_memories",
     "blenders": "streaming.blenders",
+    "image encoders": "streaming.image_encoders",
 }
 
 
@@ -22,7 +23,7 @@ def models(
     model: Annotated[str | None, typer.Argument(metavar="NAME|DIR", help="One model: its sites and sizes.")] = None,
     words: Annotated[bool, typer.Option("--words", help="The words that the model knows.")] = False,
 ) -> int:
-    """List models, memories and blenders; with a name, a model's sites."""
+    """List models, memories, blenders and image encoders; with a name, a model's sites."""
     if model is None and not words:
         return _overview()
     from streaming.cli.options import DEFAULT_MODEL

@@ -47,22 +47,28 @@ class Options:
     """Registered short-term memory."""
     long_term: str | None = None
     """Registered long-term memory."""
+    image_encoder: str | None = None
+    """What the long-term memory sees the anchor frame with, as `registry.image_encoder_spec` reads it."""
     sampler: str | None = None
     """Solver."""
+    preset: str = "paper"
+    """Settings that the method or the published code has; options that are given come first."""
     anchor_policy: str = "never"
     """When the anchor frame is renewed."""
     enhance: bool = False
     """Whether stage 3 follows."""
     enhance_mode: str = "joint"
     """Whether it couples the whole video or streams."""
-    blender: str = "randomized"
-    """Registered chunk blender of stage 3."""
+    blender: str | None = None
+    """Registered chunk blender of stage 3; None: the preset's."""
     strength: float | None = None
     """Share of the noise schedule that stage 3 goes through."""
     device: str = "auto"
     """Where it computes."""
     dtype: str = "auto"
     """Type of the weights."""
+    compile: bool = False
+    """Whether denoiser and memories are compiled."""
     output: str | None = None
     """The mp4; None: named after the prompt."""
     overwrite: bool = False
@@ -119,13 +125,17 @@ def check_sampling(steps: int | None, guidance: float | None, strength: float | 
 def check_names(options: Options) -> None:
     """Words that stand for something registered or built in."""
     from streaming import registry
+    from streaming.presets import PRESETS
     from streaming.sample import KINDS
 
     checks.choice("--anchor-policy", options.anchor_policy, ("never", "prompt", "scene"))
     checks.choice("--enhance-mode", options.enhance_mode, ("joint", "causal"))
+    checks.choice("--preset", options.preset, PRESETS)
     if options.sampler:
         checks.choice("--sampler", options.sampler, KINDS)
     checks.model(options.model)
+    if options.image_encoder is not None:
+        registry.image_encoder_spec(options.image_encoder)
     for group, name in (
         (registry.SHORT_TERM_MEMORIES, options.short_term),
         (registry.LONG_TERM_MEMORIES, options.long_term),

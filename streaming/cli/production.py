@@ -13,6 +13,7 @@ from streaming.cli.rollout import Rollout, is_complete, made, prepare, roll
 from streaming.enhance import Enhancer
 from streaming.errors import UserError
 from streaming.keys import Key
+from streaming.parts import Parts
 from streaming.read import read_video
 from streaming.types import Frames
 from streaming.video import to_bytes
@@ -34,8 +35,8 @@ def produce(options: Options, last: Checkpoint | None) -> int:
         if _stamp(rollout.path) == old:
             raise
         raise UserError(f"{error}; {what_exists(rollout.options, True)}") from error
-    size = (enhancer.width, enhancer.height) if enhancer else (rollout.parts.width, rollout.parts.height)
-    print(describe(rollout.options, rollout.parts.fps, *size))
+    height, width = enhancer.made if enhancer else (rollout.parts.height, rollout.parts.width)
+    print(describe(rollout.options, rollout.parts.fps, width, height))
     return 0
 
 
@@ -71,8 +72,8 @@ def what_exists(options: Options, began: bool) -> str:
 def _enhancer(rollout: Rollout) -> Enhancer:
     options, parts = rollout.options, rollout.parts
     return stage3.load(
-        options.model, parts.device, parts.dtype, blender=options.blender, strength=options.strength,
-        negative_prompt=options.negative_prompt,
+        options.model, parts.device, parts.dtype, blender=options.blender, preset=options.preset,
+        strength=options.strength, negative_prompt=options.negative_prompt,
     )  # fmt: skip
 
 
@@ -89,7 +90,7 @@ def _make(rollout: Rollout, complete: bool, enhancer: Enhancer | None, show: Dis
         _all(missing)
         source = read_video(options.base).pieces
     else:
-        source = chain(_earlier(rollout, options.goal if complete else rollout.kept), map(_as_read, missing))
+        source = chain(_earlier(rollout, options.goal if complete else rollout.kept), _as_read(missing, rollout.parts))
     pieces = stage3.enhanced(
         enhancer, options.enhance_mode, source, rollout.prompts, Key(options.seed).fold("enhance"), options.goal, show
     )
@@ -112,6 +113,6 @@ def _earlier(rollout: Rollout, count: int) -> Iterator[Frames]:
             return
 
 
-def _as_read(frames: Frames) -> Frames:
+def _as_read(pieces: Iterator[Frames], parts: Parts) -> Iterator[Frames]:
     """Frames as they would come back from the file, so that an interrupted enhancement sees the same ones."""
-    return to_bytes(frames).float() / 255
+    return (to_bytes(frames, truncate=parts.truncate).float() / 255 for frames in pieces)

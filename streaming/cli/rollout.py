@@ -13,15 +13,14 @@ from streaming.cli import checks
 from streaming.cli.options import SETTING, Options, recall
 from streaming.cli.progress import Display, note
 from streaming.errors import UserError
-from streaming.guidance import ClassifierFree, Guidance, Unguided
 from streaming.keys import Key
 from streaming.loop import stream
 from streaming.openings import ImageOpening, Opening, TextOpening, VideoOpening, fit
 from streaming.parts import Parts, assemble
+from streaming.presets import make_preset
 from streaming.prompts import PromptSchedule
 from streaming.read import Video, read_image, read_video
-from streaming.registry import make_long_term, make_short_term, open_model
-from streaming.sample import Sampler
+from streaming.registry import make_long_term, make_short_term, open_model, with_image_encoder
 from streaming.types import Frames
 from streaming.video import VideoWriter, piece_ends
 
@@ -66,17 +65,22 @@ class Rollout:
         """Writes behind the first `keep` frames; without loss if stage 3 is to read them."""
         parts = self.parts
         return VideoWriter(
-            self.path, fps=parts.fps, height=parts.height, width=parts.width, lossless=self.options.enhance, keep=keep
-        )
+            self.path, fps=parts.fps, height=parts.height, width=parts.width, lossless=self.options.enhance,
+            truncate=parts.truncate, keep=keep,
+        )  # fmt: skip
 
 
 def prepare(options: Options, last: Checkpoint | None) -> Rollout:
     """Opens the opening, loads the model and reads the prompts: what is wrong is known before the first frame."""
     opened = _open(options) if last is None else None
     device = checks.device(options.device)
-    dtype = checks.dtype(options.dtype, device)
+    dtype = checks.dtype(_dtype(options), device)
     note(f"loading {options.model} on {device} ({str(dtype).removeprefix('torch.')})")
-    parts = build(options, open_model(options.model, device=device, dtype=dtype))
+    model = open_model(options.model, device=device, dtype=dtype)
+    if options.image_encoder is not None:
+        note(f"loading the image encoder {options.image_encoder}")
+        model = with_image_encoder(model, options.image_encoder)
+    parts = build(options, model)
     opening = _opening(opened, parts)
     if isinstance(opening, VideoOpening):
         options = replace(options, opening_frames=len(opening.frames))
@@ -87,6 +91,11 @@ def prepare(options: Options, last: Checkpoint | None) -> Rollout:
     with torch.inference_mode():
         parts.text([*(text for _, text in rollout.prompts.entries), options.negative_prompt])
     return rollout
+
+
+def _dtype(options: Options) -> str:
+    """The published code streams in float32, also on a GPU."""
+    return "float32" if (options.preset, options.dtype) == ("official", "auto") else options.dtype
 
 
 def _open(options: Options) -> torch.Tensor | Video | None:
@@ -121,21 +130,16 @@ def _at_rate(video: Video, parts: Parts) -> torch.Tensor:
 
 def build(options: Options, model: "Model") -> Parts:
     """A model with what the options say."""
-    defaults = model.defaults
+    defaults, preset = model.defaults, make_preset(options.preset, model)
     return assemble(
         model,
         short=make_short_term(options.short_term or defaults.short_term, model),
         long=make_long_term(options.long_term or defaults.long_term, model),
-        guidance=guidance(defaults.guidance if options.guidance is None else options.guidance),
-        sampler=Sampler(options.sampler or defaults.sampler, options.steps or defaults.steps, defaults.eta),
+        preset=preset.but(kind=options.sampler, steps=options.steps, scale=options.guidance),
         negative_prompt=options.negative_prompt,
         anchors=_anchors(options.anchor_policy),
+        compile=options.compile,
     )
-
-
-def guidance(scale: float) -> Guidance:
-    """Scale 1 is the conditional prediction itself: one evaluation instead of two."""
-    return Unguided() if scale == 1 else ClassifierFree(scale)
 
 
 def _anchors(policy: str) -> AnchorPolicy:

@@ -11,6 +11,8 @@ from streaming.errors import UserError
 
 MEMORIES = ("cam", "apm", "memories")
 """Parts that are trained on a base model that is there."""
+BLIND = ("vae", "clip", "judge", "base", "enhancer", "cam")
+"""Parts that have no use for an image encoder."""
 
 
 def train(
@@ -31,6 +33,13 @@ def train(
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     toy: Annotated[bool, typer.Option("--toy", help="Toy sizes, to rehearse.")] = False,
     dataset: Annotated[str, typer.Option(help="Captioned clips to train on.")] = "procedural-world",
+    image_encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="For apm and memories: what APM sees the anchor frame with. Give `generate` the same.",
+        ),
+    ] = None,
 ) -> None:
     """Train one part of a model on captioned clips.
 
@@ -42,10 +51,13 @@ def train(
     found = {point.name: point for point in entry_points(group="streaming.trainers")}
     if part not in found:
         raise UserError(f'no trainer is called "{part}"; there are: {", ".join(sorted(found))}')
+    if image_encoder is not None and part in BLIND:
+        raise UserError(f"{part} sees no anchor frame: leave --image-encoder out, it is for apm and memories")
     _check_work(part, work)
     options = TrainOptions(
         work=work, steps=steps, minutes=minutes, within=within, batch=batch, compile=compile,
         checkpoint_gradients=checkpoint_gradients, device=device, toy=toy, dataset=dataset,
+        image_encoder=image_encoder,
     )  # fmt: skip
     found[part].load()(options)
 
