@@ -3,7 +3,6 @@
 It is a Lightning checkpoint: 3407 float32 tensors under "state_dict", beside an optimizer's state that is dropped.
 """
 
-import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import final
 from torch import Tensor
 
 from adapters.official_modelscope import check_folder, first_chunk
-from adapters.official_names import PARTS, pick, to_official
+from adapters.official_names import PARTS, Layout, ignored, modern, to_official, to_ours
 from adapters.official_place import PUBLISHED, fitting_configs, flat, place_tensors
-from adapters.official_sizes import Config
-from adapters.official_tokenizer import WORDS, write_tokenizer
+from adapters.official_sizes import Config, axes, known, unnumbered
+from adapters.official_tokenizer import WORDS, read_tokenizer, write_tokenizer
 from streaming.convert import Converter, ConvertOptions
 from streaming.weights import DIFFUSERS, TRANSFORMERS, Checkpoint, Part, Take, same, write_json, write_parts
 
@@ -63,11 +62,6 @@ class StreamingT2V(Converter):
         """The directory itself."""
         return directory
 
-    def contents(self) -> frozenset[str]:
-        """All that `ModelScope` reads but an enhancer."""
-        files = ("tokenizer", "scheduler", "first_chunk", "model_index.json", "streamingt2v.json")
-        return frozenset((*PARTS, *files))
-
     def convert(self, source: Path, target: Path, options: ConvertOptions) -> None:
         """A model folder; with `options.modelscope` also that model's own UNet, for the first chunk."""
         if options.modelscope is not None:
@@ -76,11 +70,13 @@ class StreamingT2V(Converter):
         placed = place_tensors(checkpoint)
         configs = fitting_configs(checkpoint, placed)
         parts = [_part(name, configs[name], checkpoint, placed[name]) for name in PARTS]
+        tokenizer = None
         if options.modelscope is not None:
             parts.append(first_chunk(options.modelscope, configs["unet"]))
+            tokenizer = read_tokenizer(options.modelscope / "tokenizer", configs["text_encoder"]["vocab_size"])
         write_parts(target, parts, options)
         write_json(target / "scheduler" / "scheduler_config.json", SCHEDULER)
-        _tokenizer(target / "tokenizer", configs["text_encoder"], options.modelscope)
+        _tokenizer(target / "tokenizer", configs["text_encoder"], tokenizer)
         write_json(target / "model_index.json", _INDEX)
         write_json(target / "streamingt2v.json", SETTINGS)
 
@@ -89,23 +85,38 @@ def to_official_state(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Te
     """The published state dict of networks' state dicts, by part: the inverse of what `StreamingT2V` does.
 
     All but what nothing computes with (`official_names.ignored`). The text tower may have transformers 4's names.
-    Raises KeyError for a name that has no published one.
+    Raises KeyError for a part or a name that has no published one.
     """
-    return {
-        to_official(part, name.removeprefix("text_model."), PUBLISHED): value
-        for part, state in parts.items()
-        for name, value in state.items()
-    }
+    made: dict[str, Tensor] = {}
+    for part, state in parts.items():
+        for name, value in state.items():
+            ours = name.removeprefix("text_model.") if part == "text_encoder" else name
+            if part not in PARTS or ours not in axes()[part]:
+                raise KeyError(f"the published checkpoint has no {part}: {name}")
+            made[to_official(part, ours, PUBLISHED)] = value
+    return made
 
 
 def to_our_state(part: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One network's state dict, of the published one or of a piece of it, of any size and depth.
 
-    part: one of `official_names.PARTS`. Tensors of other parts are passed over.
+    part: one of `official_names.PARTS`. Tensors of other parts are passed over. Raises KeyError for another part, and
+    for a name that no tensor of StreamingT2V has at any depth.
     """
+    if part not in PARTS:
+        raise KeyError(f"StreamingT2V has no part {part}: there are {', '.join(PARTS)}")
+    layout = Layout.of(state)
     change = flat if part == "vae" else same
-    taken = pick(part, state)
-    return {ours: change(state[theirs]) if ".attentions." in ours else state[theirs] for ours, theirs in taken.items()}
+    made: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if ignored(name):
+            continue
+        place = to_ours(modern(name), layout)
+        if place is None or unnumbered(place[1]) not in known(place[0]):
+            raise KeyError(f"StreamingT2V has no tensor {name}")
+        if place[0] == part:
+            made[place[1]] = change(value) if ".attentions." in place[1] else value
+    return made
 
 
 def _part(name: str, config: Config, source: Checkpoint, takes: Mapping[str, Take]) -> Part:
@@ -122,9 +133,11 @@ def _part(name: str, config: Config, source: Checkpoint, takes: Mapping[str, Tak
     )
 
 
-def _tokenizer(folder: Path, text: Config, modelscope: Path | None) -> None:
-    if modelscope is not None:
-        shutil.copytree(modelscope / "tokenizer", folder)
+def _tokenizer(folder: Path, text: Config, given: Mapping[str, bytes] | None) -> None:
+    if given is not None:
+        folder.mkdir()
+        for name, content in given.items():
+            (folder / name).write_bytes(content)
     elif text["vocab_size"] >= WORDS:
         write_tokenizer(folder, text["max_position_embeddings"])
     else:

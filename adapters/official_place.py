@@ -6,9 +6,9 @@ from pathlib import Path
 from torch import Tensor
 
 from adapters.official_names import PARTS, Layout, ignored, modern, to_official, to_ours
-from adapters.official_sizes import ATTENTIONS, CONFIGS, SKIPS, Config, expected, names
+from adapters.official_sizes import ATTENTIONS, CONFIGS, SKIPS, Config, axes, expected
 from streaming.errors import UserError
-from streaming.weights import Checkpoint, Take, same
+from streaming.weights import Checkpoint, Take, check_floats, same
 
 PUBLISHED = Layout(skips=SKIPS, attentions=ATTENTIONS)
 """Of the published model."""
@@ -16,10 +16,16 @@ PUBLISHED = Layout(skips=SKIPS, attentions=ATTENTIONS)
 Placed = dict[str, dict[str, Take]]
 """Part -> our name -> where its tensor is."""
 
+_NUMBERS = ("a single number", "a vector", "a matrix", "of 3 axes", "of 4 axes", "of 5 axes")
+"""What a tensor is, by the count of its axes."""
+
 
 def place_tensors(checkpoint: Checkpoint) -> Placed:
-    """Where each tensor belongs. Raises UserError, listing them, if some are missing, double, or belong nowhere."""
-    wanted = names()
+    """Where each tensor belongs. Raises UserError, listing them, if some are missing, double, or belong nowhere.
+
+    Also if one is not of floating-point numbers, is empty, or has more or fewer axes than it should.
+    """
+    wanted = axes()
     placed: Placed = {part: {} for part in PARTS}
     foreign = []
     for name in checkpoint.meta:
@@ -28,9 +34,12 @@ def place_tensors(checkpoint: Checkpoint) -> Placed:
             placed[place[0]][place[1]] = Take(name, flat if place[0] == "vae" and ".attentions." in name else same)
         elif not ignored(name):
             foreign.append(name)
-    missing = [(part, name) for part in PARTS for name in sorted(wanted[part] - set(placed[part]))]
-    _refuse(checkpoint.path, [to_official(*place, PUBLISHED) for place in missing], "missing", "download it again")
-    _refuse(checkpoint.path, foreign, "foreign or double", "is it of another version of StreamingT2V?")
+    missing = [(part, name) for part in PARTS for name in sorted(set(wanted[part]) - set(placed[part]))]
+    lost = _told([to_official(*place, PUBLISHED) for place in missing], "missing")
+    _refuse(checkpoint.path, [lost, _told(foreign, "foreign or double")], "is it of another version of StreamingT2V?"
+            if foreign else "download it again")  # fmt: skip
+    check_floats(checkpoint, [take.name for takes in placed.values() for take in takes.values()])
+    _check_axes(checkpoint, placed, wanted)
     return placed
 
 
@@ -50,9 +59,19 @@ def fitting_configs(checkpoint: Checkpoint, placed: Placed) -> dict[str, Config]
         for name, take in takes.items()
         if shapes[part][name] != wanted[part].get(name)
     ]
-    _refuse(checkpoint.path, wrong, "of shapes that do not fit the others", "download it again")
+    _refuse(checkpoint.path, [_told(wrong, "of shapes that do not fit the others")], "download it again")
     _check_widths(checkpoint.path, configs)
     return configs
+
+
+def _check_axes(checkpoint: Checkpoint, placed: Placed, wanted: Mapping[str, Mapping[str, int]]) -> None:
+    wrong = []
+    for part, takes in placed.items():
+        for name, take in takes.items():
+            shape, count = tuple(take.change(checkpoint.meta[take.name]).shape), wanted[part][name]
+            if len(shape) != count or 0 in shape:
+                wrong.append(f"{take.name} is {_size(shape)}, not {_NUMBERS[count]}")
+    _refuse(checkpoint.path, [_told(wrong, "of no possible shape")], "download it again")
 
 
 def flat(value: Tensor) -> Tensor:
@@ -76,11 +95,16 @@ def _check_widths(path: Path, configs: Mapping[str, Config]) -> None:
             raise UserError(f"{path}: {what} do not fit together ({one}, {other}): download it again")
 
 
-def _refuse(path: Path, found: list[str], how: str, remedy: str) -> None:
-    if found:
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        count = f"{len(found)} tensor{'s are' if len(found) > 1 else ' is'}"
-        raise UserError(f"{path}: {count} {how}, {'; '.join(found[:3])}{more}: {remedy}")
+def _told(found: list[str], how: str) -> str:
+    """How many there are, and the first few; "" if there are none."""
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    count = f"{len(found)} tensor{'s are' if len(found) > 1 else ' is'}"
+    return f"{count} {how}, {'; '.join(found[:3])}{more}" if found else ""
+
+
+def _refuse(path: Path, told: list[str], remedy: str) -> None:
+    if found := [each for each in told if each]:
+        raise UserError(f"{path}: {'; and '.join(found)}: {remedy}")
 
 
 def _size(shape: tuple[int, ...] | None) -> str:

@@ -171,10 +171,30 @@ class _Stand(dict[str, tuple[int, ...]]):
 
 
 @cache
-def names() -> Mapping[str, frozenset[str]]:
-    """By part, our names of all tensors that the published networks have, whatever their sizes."""
+def axes() -> Mapping[str, Mapping[str, int]]:
+    """By part, our names of all tensors that the published networks have, whatever their sizes; how many axes each."""
     unet = unet_config(_Stand())
-    return {part: frozenset(expected(part, CONFIGS[part](_Stand()), unet)) for part in CONFIGS}
+    shapes = {part: expected(part, CONFIGS[part](_Stand()), unet) for part in CONFIGS}
+    return {part: {name: len(shape) for name, shape in found.items()} for part, found in shapes.items()}
+
+
+@cache
+def known(part: str) -> frozenset[str]:
+    """The names in `axes` with N for every number: what a tensor of this part may be called at any depth."""
+    return frozenset(unnumbered(name) for name in axes()[part])
+
+
+def unnumbered(name: str) -> str:
+    """A name with N for every number between dots."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "N", name)
+
+
+def merger_widths(unet: Config) -> list[int]:
+    """Channels that CAM's mergers see: of each skip connection in the order of the down path, then of the mid block."""
+    widths = list(unet["block_out_channels"])
+    last = len(widths) - 1
+    levels = [[width] * (LAYERS + (i < last)) for i, width in enumerate(widths)]
+    return [widths[0], *(width for level in levels for width in level), widths[-1]]
 
 
 def expected(part: str, config: Config, unet: Config) -> dict[str, tuple[int, ...]]:
@@ -217,13 +237,12 @@ def _image(config: Config, unet: Config) -> Mapping[str, torch.Tensor]:
 
 def _cam(config: Config, unet: Config) -> Mapping[str, torch.Tensor]:
     half = {name: value for name, value in _unet(unet, unet).items() if name.startswith(_ENCODER)}
-    width = unet["block_out_channels"][0]
+    width, widths = unet["block_out_channels"][0], merger_widths(unet)
+    head = math.gcd(config["head_dim"], *widths)
     own = nn.ModuleDict(
         {
             "condition": ConditionEncoder(config["channels"], tuple(config["widths"]), width, shrink=True),
-            "mergers": nn.ModuleList(
-                Merger(site["width"], config["head_dim"], config["norm_groups"]) for site in config["sites"]
-            ),
+            "mergers": nn.ModuleList(Merger(each, head, config["norm_groups"]) for each in widths),
         }
     )
     return {**{f"encoder.{name}": value for name, value in half.items()}, **own.state_dict()}

@@ -5,7 +5,8 @@ The folder holds config.json and safetensors files, in one of three forms:
 - open_clip's vision tower: {"library": "open_clip", "model": "ViT-H-14"}. Optional: "embed_dim", "vision_cfg" and
   "quick_gelu", named and meant as in open_clip's model configurations (for towers that open_clip has no name for: then
   "embed_dim" and "vision_cfg" must be there); "mean" and "std", three numbers each, of RGB in [0, 1] (default: those of
-  the model's pretrained weights, CLIP's if it has none).
+  the model's pretrained weights, CLIP's if it has none). If these differ from each other, in "quick_gelu" or the
+  colours, the setting must be there.
   Tensors: the names of open_clip's `visual` module without that prefix.
 - a model of timm: {"library": "timm", "model": "vit_small_patch14_dinov2.lvd142m"}. Optional: "model_args", an object
   of sizes for `timm.create_model`; "mean" and "std" (default: what timm knows of the model).
@@ -19,6 +20,7 @@ Weights: model.safetensors, or parts of it (model-00001-of-00002.safetensors, ..
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from streaming.folders import save_folder
 _KINDS = {"model": str, "embed_dim": int, "vision_cfg": dict, "quick_gelu": bool, "model_args": dict}
 _TOLD = {str: "a name", int: "a whole number", dict: "an object", bool: "true or false"}
 _COLOURS = ("mean", "std")
+_ABOVE = {"mean": "", "std": " above 0"}
 _SETTINGS = {
     "open_clip": ("model", "embed_dim", "vision_cfg", "quick_gelu", *_COLOURS),
     "timm": ("model", "model_args", *_COLOURS),
@@ -65,9 +68,9 @@ def load_image_encoder(folder: Path, dtype: torch.dtype) -> ImageEncoder:
     if "library" not in config:
         return _transformers(folder, dtype)
     library = config.pop("library")
-    if library not in _SETTINGS:
+    if not isinstance(library, str) or library not in _SETTINGS:
         raise UserError(f"{path}: library must be {' or '.join(_SETTINGS)}, not {json.dumps(library)}")
-    settings = _checked(path, str(library), config)
+    settings = _checked(path, library, config)
     half = check_weights(folder) == "fp16"
     files = sorted(file for file in folder.glob("*.safetensors") if half or ".fp16" not in file.name)
     if library == "timm":
@@ -98,7 +101,7 @@ def _openclip_tower(path: Path, settings: dict[str, Any]) -> OpenCLIPTower:
         return OpenCLIPTower(**settings)
     if "embed_dim" in settings or "vision_cfg" in settings:
         raise UserError(f"{path}: embed_dim and vision_cfg belong together: name both, or none")
-    tower = image_openclip.registered(settings["model"], colours=not {*_COLOURS} <= set(settings))
+    tower = image_openclip.registered(settings["model"], given=set(settings))
     return replace(tower, **settings)
 
 
@@ -110,17 +113,21 @@ def _checked(path: Path, library: str, config: dict[str, Any]) -> dict[str, Any]
         raise UserError(f"{path}: model is missing: name the model of {library}")
     for name, value in config.items():
         if name in _COLOURS:
-            config[name] = three_numbers(value, f"{path}: {name} must be three numbers")
+            config[name] = three_numbers(value, f"{path}: {name} must be three numbers{_ABOVE[name]}", name == "std")
         elif type(value) is not _KINDS[name]:
             raise UserError(f"{path}: {name} must be {_TOLD[_KINDS[name]]}, not {json.dumps(value)}")
     return config
 
 
-def three_numbers(value: object, complaint: str) -> tuple[float, float, float]:
-    """The value, if it is a list of three numbers. Raises UserError with this complaint if not."""
+def three_numbers(value: object, complaint: str, positive: bool = False) -> tuple[float, float, float]:
+    """The value, if it is a list of three finite numbers. Raises UserError with this complaint if not.
+
+    positive: all must be above 0.
+    """
     if isinstance(value, list | tuple) and len(value) == 3:
-        if all(isinstance(one, int | float) and not isinstance(one, bool) for one in value):
-            return (float(value[0]), float(value[1]), float(value[2]))
+        if all(isinstance(one, int | float) and not isinstance(one, bool) and isfinite(one) for one in value):
+            if not positive or min(value) > 0:
+                return (float(value[0]), float(value[1]), float(value[2]))
     raise UserError(complaint)
 
 
@@ -142,8 +149,8 @@ def _colours(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
     if path is None:
         return CLIP_MEAN, CLIP_STD
     config: Mapping[str, Any] = read_json(path)
-    complaint = f"{path}: image_mean and image_std must be three numbers each"
+    complaint = f"{path}: image_mean and image_std must be three numbers each, image_std above 0"
     return (
         three_numbers(config.get("image_mean", CLIP_MEAN), complaint),
-        three_numbers(config.get("image_std", CLIP_STD), complaint),
+        three_numbers(config.get("image_std", CLIP_STD), complaint, True),
     )

@@ -1,6 +1,6 @@
 """open_clip's vision towers as image encoders: any model it has a configuration of, ViT-H-14 by default."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +24,11 @@ PREFIX = "visual."
 """Before the names of the vision tower's tensors in the weights of a whole CLIP."""
 
 Colours = tuple[float, float, float]
+_DIFFERING = {
+    "mean": "the colours that they want",
+    "std": "the colours that they want",
+    "quick_gelu": "their activation (quick_gelu)",
+}
 
 
 @final
@@ -63,22 +68,29 @@ class OpenCLIPImageEncoder(ImageEncoder):
         return self.tower.embed_dim
 
     def forward(self, images: Float[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch width"]:
-        """Embeddings in the type of the images, not normalised."""
+        """Embeddings in the type of the images, not normalised. Raises UserError if the tower gives something else."""
         pixels = prepare(images, _size(self.visual), self.tower.mean, self.tower.std)
-        return self.visual(pixels.to(next(self.visual.parameters()).dtype)).to(images.dtype)
+        made = self.visual(pixels.to(next(self.visual.parameters()).dtype))
+        if made.shape != (images.shape[0], self.width):
+            raise UserError(
+                f"open_clip's {self.tower.model} gives {'x'.join(map(str, made.shape[1:]))} numbers an image, not "
+                f"{self.width}: choose a tower that pools and projects, or correct vision_cfg"
+            )
+        return made.to(images.dtype)
 
 
 def make(model: str, weights: Path | None) -> ImageEncoder:
     """Entry point `open_clip`: NAME or NAME@TAG of open_clip, "" for ViT-H-14; float32, on the CPU, frozen.
 
-    weights: a safetensors or PyTorch file of the whole CLIP or of its vision tower alone; without one, those of TAG
-    are downloaded, or taken from the hub's cache. Raises UserError for an unknown name or tag, for weights that cannot
-    be had, and for those of another model.
+    weights: a safetensors or PyTorch file of the whole CLIP or of its vision tower alone (TAG must be named as well if
+    the model's weights differ in colours or activation); without one, TAG's are downloaded, or taken from the hub's
+    cache. Raises UserError for an unknown name or tag, for weights that cannot be had, and for those of another model.
     """
     name, _, tag = (model or DEFAULT_MODEL).partition("@")
     if name == DEFAULT_MODEL and weights is None:
         tag = tag or DEFAULT_TAG
-    tower = registered(name, tag)
+    asks = not tag and weights is None  # `_download` does
+    tower = registered(name, tag, given=_DIFFERING if asks else ())
     path = weights if weights is not None else _download(name, tag)
     return load(tower, read_weights([path], PREFIX), path, torch.float32)
 
@@ -90,26 +102,23 @@ def load(
     return OpenCLIPImageEncoder(fill(lambda: build(tower), weights, where, dtype), tower).eval()
 
 
-def registered(name: str, tag: str = "", *, colours: bool = True) -> OpenCLIPTower:
-    """The tower of an open_clip model, with the colours that its pretrained weights `tag` (or all of them) want.
+def registered(name: str, tag: str = "", *, given: Collection[str] = ()) -> OpenCLIPTower:
+    """The tower of an open_clip model, with the colours and the activation of its pretrained weights `tag` (or of all).
 
-    colours: False leaves those of CLIP.
+    given: of "mean", "std" and "quick_gelu", what is known otherwise and need not be told by the weights.
 
-    Raises UserError for an unknown name or tag, and without tag if its weights differ in their colours.
+    Raises UserError for an unknown name or tag, and without tag if its weights differ in these.
     """
     import open_clip
 
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         raise UserError(f"open_clip has no model '{name}': {_close(name, open_clip.list_models())}")
-    mean, std = _colours(name, tag) if colours else (CLIP_MEAN, CLIP_STD)
     return OpenCLIPTower(
         model=name,
         embed_dim=config["embed_dim"],
         vision_cfg=config["vision_cfg"],
-        quick_gelu=config.get("quick_gelu", False),
-        mean=mean,
-        std=std,
+        **_told(name, tag, config.get("quick_gelu", False), given),
     )
 
 
@@ -140,25 +149,28 @@ def _check_timm(name: str) -> None:
         raise UserError(f"timm has no model '{name}', which vision_cfg names: correct timm_model_name")
 
 
-def _colours(name: str, tag: str) -> tuple[Colours, Colours]:
+def _told(name: str, tag: str, quick_gelu: bool, given: Collection[str]) -> dict[str, Any]:
+    """What the weights say of the tower. Many were trained with another activation than the model's configuration."""
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
     tags = list_pretrained_tags_by_model(name)
     if tag and tag not in tags:
         raise UserError(f"open_clip has no weights '{tag}' of {name}: {_close(tag, tags)}")
+    told: dict[str, Any] = {"mean": CLIP_MEAN, "std": CLIP_STD, "quick_gelu": quick_gelu}
     known = [get_pretrained_cfg(name, each) for each in ([tag] if tag else tags)]
-    found = {(_three(each.get("mean") or CLIP_MEAN), _three(each.get("std") or CLIP_STD)) for each in known}
-    if len(found) > 1:
-        raise UserError(
-            f"the weights of {name} differ in the colours that they want: say which they are, {name}@TAG "
-            f"(in a config.json: mean and std); {_all(tags)}"
-        )
-    return found.pop() if found else (CLIP_MEAN, CLIP_STD)
+    for what in sorted(set(told) - set(given)):
+        found = {_plain(each.get(what) if each.get(what) is not None else told[what]) for each in known}
+        if len(found) > 1:
+            raise UserError(
+                f"the weights of {name} differ in {_DIFFERING[what]}: say which they are, {name}@TAG "
+                f"(in a config.json: mean, std and quick_gelu); {_all(tags)}"
+            )
+        told[what] = found.pop() if found else told[what]
+    return told
 
 
-def _three(colours: Sequence[float]) -> Colours:
-    red, green, blue = colours
-    return (red, green, blue)
+def _plain(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _download(name: str, tag: str) -> Path:

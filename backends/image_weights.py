@@ -38,7 +38,8 @@ def read_weights(files: Iterable[Path], prefix: str = "") -> dict[str, Tensor]:
 def fill(make: Callable[[], N], weights: Mapping[str, Tensor], where: Path | str, dtype: torch.dtype) -> N:
     """The network that `make` gives, with these weights as `dtype`, on the CPU, in eval mode and frozen.
 
-    where: names the weights in errors. Raises UserError if one is missing, foreign, of another shape or not finite.
+    where: names the weights in errors. Raises UserError if one is missing, foreign, not finite, or of another shape or
+    kind of number.
     """
     with initial_weights(0):  # they are replaced; this spares torch's own generator
         network = make()
@@ -50,11 +51,16 @@ def fill(make: Callable[[], N], weights: Mapping[str, Tensor], where: Path | str
                 f"{where} does not fit: {name} is {_size(value)} there, the model takes {_size(wanted[name])}; "
                 "give the weights of this very model"
             )
+        if value.is_floating_point() != wanted[name].is_floating_point():
+            raise UserError(
+                f"{where} does not fit: {name} is of type {_word(value.dtype)}, not of {_word(wanted[name].dtype)}; "
+                "give the weights of this very model, not quantised"
+            )
     ready = {name: _as(value, dtype) for name, value in weights.items()}
     for name, value in ready.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise UserError(
-                f"{where}: {name} holds NaN or infinite numbers as {str(dtype).removeprefix('torch.')}: "
+                f"{where}: {name} holds NaN or infinite numbers as {_word(dtype)}: "
                 "the file is damaged, or needs another --dtype"
             )
     network.load_state_dict(ready, assign=True)
@@ -72,6 +78,10 @@ def _check_names(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], wh
 
 def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype).contiguous() if value.is_floating_point() else value
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _size(value: Tensor) -> str:

@@ -100,15 +100,15 @@ def fitting_tile(high: int, wide: int, tile: int) -> int:
     """
     low, most = max(tile * 3 // 4, 4), max(tile * 5 // 4, 4)
     sides = [side for side in range(low, most + 1) if side % 4 == 0]
-    return max(sides, key=lambda side: (min(_last(high, side), _last(wide, side)), side), default=tile)
+    return max(sides, key=lambda side: (_narrowest(high, wide, side), side))
 
 
-def _last(length: int, side: int) -> int:
-    """Latents in the last tile along one direction."""
-    if length <= side:
+def _narrowest(high: int, wide: int, side: int) -> int:
+    """Latents along the shorter side of the last tile; a frame that exceeds a tile one way is cut both ways."""
+    if max(high, wide) <= side:
         return side
     stride = side * 3 // 4
-    return length - (length - 1) // stride * stride
+    return min(length - (length - 1) // stride * stride for length in (high, wide))
 
 
 def _at_once(device: torch.device, pixels: int) -> int:

@@ -21,7 +21,7 @@ from streaming.convert import Converter, ConvertOptions
 from streaming.errors import UserError
 from streaming.model import Defaults
 from streaming.sample_sde import TRAILING_SDE
-from streaming.weights import DIFFUSERS, Checkpoint, Part, Take, shard_names, write_json, write_parts
+from streaming.weights import Checkpoint, Part, Take, check_floats, write_json, write_parts
 
 Kind = Literal["text-to-video", "video-to-video"]
 
@@ -43,7 +43,6 @@ ENHANCER = Defaults(
 _WINDOW = {"frames": 24, "overlap": 8}
 _TO = r"[-_ ]?(2|to)[-_ ]?(v|vid|video)"
 _WORDS: dict[Kind, str] = {"text-to-video": "(t|txt|text)" + _TO, "video-to-video": "(v|vid|video)" + _TO}
-_MOST_SHARDS = 64
 _LISTED = 3
 
 
@@ -63,14 +62,11 @@ class VideoToVideo(Converter):
         """`enhancer` in it."""
         return directory / "enhancer"
 
-    def contents(self) -> frozenset[str]:
-        """UNet, schedule and settings; vae, text_encoder and tokenizer are the base model's."""
-        return frozenset(("unet", "scheduler", FILE))
-
     def convert(self, source: Path, target: Path, options: ConvertOptions) -> None:
         """What `ModelScope.enhancer` loads."""
         from backends.modelscope_v2v_schedule import save_scheduler
 
+        _check_options(options)
         write_parts(target, [unet_part(Checkpoint(source), "unet")], options)
         save_scheduler(target / "scheduler")
         write_json(target / FILE, {**asdict(ENHANCER), **_WINDOW, "variant": VIDEO_TO_VIDEO})
@@ -78,7 +74,10 @@ class VideoToVideo(Converter):
 
 @final
 class TextToVideo(Converter):
-    """The base model's UNet, as the folder's `unet`; the other parts have to be there in diffusers' format."""
+    """The base model's UNet, as the folder's `unet`; the other parts have to be there in diffusers' format.
+
+    In a folder of StreamingT2V, whose UNet was trained on, it is the one of the first chunk.
+    """
 
     def describe(self) -> str:
         """For lists."""
@@ -89,16 +88,16 @@ class TextToVideo(Converter):
         return _kind(source) == "text-to-video"
 
     def place(self, directory: Path) -> Path:
-        """`unet` in it."""
-        return directory / "unet"
-
-    def contents(self) -> frozenset[str]:
-        """Configuration, weight files, and the list of them."""
-        names = {name for count in range(1, _MOST_SHARDS) for name in shard_names(DIFFUSERS, count)}
-        return frozenset(names | {"config.json", f"{DIFFUSERS}.safetensors.index.json"})
+        """`unet` in it, or `first_chunk/unet` if there is a CAM beside the former."""
+        try:
+            whole = (directory / "cam").is_dir() and (directory / "unet").is_dir()
+        except OSError:  # told when the place is looked at
+            whole = False
+        return directory / "first_chunk" / "unet" if whole else directory / "unet"
 
     def convert(self, source: Path, target: Path, options: ConvertOptions) -> None:
         """A folder that `diffusers.UNet3DConditionModel` loads."""
+        _check_options(options)
         write_parts(target, [unet_part(Checkpoint(source), "")], options)
 
 
@@ -115,12 +114,13 @@ def unet_part(source: Checkpoint, folder: str) -> Part:
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from error
     native = native_names(wanted, sizes.layers)
-    _refuse(source.path, [before + short for short in native.values() if short not in names], "missing")
-    foreign = set(source.meta) - {names[short] for short in native.values()}
-    _refuse(source.path, sorted(foreign), "foreign")
+    missing = [before + short for short in native.values() if short not in names]
+    foreign = set(source.meta) - {names[short] for short in native.values() if short in names}
+    _refuse(source.path, _listed(missing, "missing"), _listed(sorted(foreign), "foreign"))
+    check_floats(source, source.meta)
     takes = {ours: Take(names[short], partial(_fit, wanted[ours])) for ours, short in native.items()}
     wrong = [take.name for ours, take in takes.items() if not _fits(wanted[ours], source.meta[take.name])]
-    _refuse(source.path, wrong, "of shapes that do not fit the others")
+    _refuse(source.path, _listed(wrong, "of shapes that do not fit the others"))
     config = {"_class_name": "UNet3DConditionModel", **sizes.config()}
     return Part(folder=folder, config=config, source=source, tensors=takes)
 
@@ -146,11 +146,21 @@ def _fits(shape: torch.Size, value: Tensor) -> bool:
     return tuple(value.shape) in (tuple(shape), (*shape, 1), (*shape, 1, 1))
 
 
-def _refuse(path: Path, names: list[str], what: str) -> None:
-    if names:
-        listed = ", ".join(names[:_LISTED]) + (" ..." if len(names) > _LISTED else "")
-        verb = "is" if len(names) == 1 else "are"
-        raise UserError(f"{path}: {len(names)} tensors {verb} {what} ({listed}): give the published file")
+def _listed(names: list[str], what: str) -> str:
+    """How many there are, and the first few; "" if there are none."""
+    listed = ", ".join(names[:_LISTED]) + (" ..." if len(names) > _LISTED else "")
+    count = "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
+    return f"{count} {what} ({listed})" if names else ""
+
+
+def _refuse(path: Path, *told: str) -> None:
+    if found := [each for each in told if each]:
+        raise UserError(f"{path}: {' and '.join(found)}: give the published file")
+
+
+def _check_options(options: ConvertOptions) -> None:
+    if options.modelscope is not None:
+        raise UserError("--modelscope is for StreamingT2V's checkpoint only: leave it out for ModelScope's own UNets")
 
 
 def _kind(source: Path) -> Kind | None:

@@ -70,14 +70,19 @@ def load_scheduler(folder: Path) -> SchedulerMixin:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in the folder. Raises UserError if it is missing or broken."""
+    """The tokenizer in the folder, of a class of transformers. Raises UserError if it is missing, broken, or code."""
     from transformers import AutoTokenizer
 
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: the model folder is incomplete, copy it again")
+    for path in (folder / "tokenizer_config.json", folder / "config.json"):
+        if path.exists() and "auto_map" in read_json(path):
+            raise UserError(
+                f"{path} wants code of its own to run (auto_map), which is never done: replace the tokenizer by CLIP's"
+            )
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception for broken files
         raise UserError(
             f"cannot load the tokenizer of {folder} ({first_line(error)}): replace it by an intact copy"

@@ -5,6 +5,7 @@ through: `input_blocks`, `middle_block`, `output_blocks`; diffusers sorts them b
 published checkpoints, spelling mistakes included ("temopral").
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -42,8 +43,8 @@ _MIDDLE = {
     "resnets.1": "3",
     "temp_convs.1": "3.temopral_conv",
 }
-_FIRST = "time_embed.0.weight"
-"""The name that tells a native checkpoint, whatever is put before all names."""
+_OWN = re.compile(r"(|.*\.)(?:input_blocks\.\d+\.\d+|middle_block\.\d+|output_blocks\.\d+\.\d+)\.temopral_conv\.")
+"""How names begin that tell a native checkpoint, whatever is put before all names."""
 
 
 @final
@@ -97,8 +98,11 @@ def diffusers_names(names: Iterable[str], layers: int) -> dict[str, str]:
 
 
 def prefix(names: Iterable[str]) -> str | None:
-    """What a native checkpoint puts before every name (mostly nothing); None if these are no native names."""
-    found = [name.removesuffix(_FIRST) for name in names if name == _FIRST or name.endswith("." + _FIRST)]
+    """What a native checkpoint puts before every name (mostly nothing); None if these are no native names.
+
+    Only ModelScope spells its temporal convolutions so; Stable Diffusion's UNets have many of the other names.
+    """
+    found = [match[1] for name in names if (match := _OWN.match(name))]
     return min(found, key=len) if found else None
 
 

@@ -9,8 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from backends.diffusers_sites import DiffusersSites, Evaluation, checkpoint_gradients, to_features, to_maps
+from backends.modelscope_v2v import halvings, is_video_to_video, nearest_size
 from backends.temporal_conv import channels_last, flatten_temporal
 from streaming.backbone import Backbone, Call, FeatureEncoder, Window
+from streaming.errors import UserError
 from streaming.sites import ContextSite, Deltas, FeatureSite
 from streaming.types import Features, Latents, SiteFeatures
 
@@ -64,10 +66,19 @@ class UNet3DBackbone(Backbone):
         return prediction.to(call.latents.dtype)
 
     def feature_encoder(self) -> FeatureEncoder:
-        """The encoder half as a module of its own, with copies of this UNet's weights, in training mode."""
+        """The encoder half as a module of its own, with copies of this UNet's weights, in training mode.
+
+        Raises UserError for a video-to-video UNet.
+        """
+        if is_video_to_video(self.unet):
+            raise UserError("memories are for the base model: a video-to-video UNet has no encoder half for them")
         encoder = UNet3DFeatureEncoder(self.unet.config, self.feature_sites)
         encoder.load(self.unet.state_dict())
         return encoder
+
+    def fitting_size(self, high: int, wide: int) -> tuple[int, int]:
+        """What a video-to-video UNet says (see `backends.modelscope_v2v`), any for the others."""
+        return nearest_size(high, wide, halvings(self.unet)) if is_video_to_video(self.unet) else (high, wide)
 
     def optimize(self) -> None:
         """Convolutions in two dimensions, channels last; see `backends.temporal_conv`."""

@@ -45,9 +45,13 @@ def video_to_video(unet: UNet3DConditionModel) -> UNet3DConditionModel:
         ups: Any = getattr(block, "upsamplers", None)
         if ups:
             block.upsamplers = nn.ModuleList(CroppedUpsample(up.conv) for up in ups)
-    halvings = len(unet.config["block_out_channels"]) - 1
-    unet.register_forward_pre_hook(lambda _, args, named: _check(halvings, args, named), with_kwargs=True)
+    unet.register_forward_pre_hook(_check, with_kwargs=True)
     return unet
+
+
+def is_video_to_video(unet: UNet3DConditionModel) -> bool:
+    """Whether `video_to_video` has changed it; a UNet of one level is the same either way."""
+    return any(isinstance(module, CroppedUpsample) for module in unet.modules())
 
 
 def nearest_size(high: int, wide: int, halvings: int) -> tuple[int, int]:
@@ -59,11 +63,17 @@ def nearest_size(high: int, wide: int, halvings: int) -> tuple[int, int]:
     return max(round((high - 2) / unit), 0) * unit + 2, max(round(wide / unit), 1) * unit
 
 
-def _check(halvings: int, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+def halvings(unet: UNet3DConditionModel) -> int:
+    """How often a UNet halves rows and columns."""
+    return len(unet.config["block_out_channels"]) - 1
+
+
+def _check(unet: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
     high, wide = (args[0] if args else named["sample"]).shape[-2:]
-    rows, cols = nearest_size(high, wide, halvings)
+    rows, cols = nearest_size(high, wide, halvings(unet))
     if (high, wide) != (rows, cols):
+        unit = 2 ** halvings(unet)
         raise UserError(
             f"this video-to-video model cannot take latents of {wide}x{high}: the nearest size that it can is "
-            f"{cols}x{rows} (width x height; a multiple of {2**halvings}, and 2 more than such a multiple)"
+            f"{cols}x{rows} (width x height; a multiple of {unit}, and 2 more than such a multiple)"
         )

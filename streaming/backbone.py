@@ -28,9 +28,9 @@ class Guided:
 class NoiseLevel:
     """x_t = signal * x_0 + noise * eps, the level of one sampling step."""
 
-    signal: float
+    signal: float | Float[Tensor, ""]
     """sqrt(alpha_bar) of a diffusion, 1 - t of a rectified flow."""
-    noise: float
+    noise: float | Float[Tensor, ""]
     """sqrt(1 - alpha_bar) of a diffusion, t of a rectified flow."""
 
 
@@ -115,6 +115,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def window(self) -> Window:
         """Frames and overlap that it was trained for, in latent frames."""
+
+    def fitting_size(self, high: int, wide: int) -> tuple[int, int]:
+        """The nearest latent rows and columns that it can denoise. Default: it can denoise any."""
+        return high, wide
 
     def optimize(self) -> None:
         """Rearranges itself for speed before it is compiled; results stay the same up to rounding. Default: nothing."""

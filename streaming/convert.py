@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+from streaming.convert_place import check_place, look, write_list
 from streaming.errors import UserError
 from streaming.folders import save_folder
 from streaming.registry import load_all
@@ -64,10 +65,6 @@ class Converter(ABC):
         """The folder that is written when the user names `directory`: it, or for a part of a model one inside it."""
 
     @abstractmethod
-    def contents(self) -> frozenset[str]:
-        """Names of the files and folders that `convert` may write into `target`; only such may be overwritten."""
-
-    @abstractmethod
     def convert(self, source: Path, target: Path, options: ConvertOptions) -> None:
         """Writes into `target`, an empty folder that is moved to its place afterwards.
 
@@ -79,16 +76,22 @@ class Converter(ABC):
 def convert(source: Path, directory: Path, options: ConvertOptions, *, overwrite: bool = False) -> Path:
     """Make a model folder of a checkpoint; the folder that was written.
 
-    overwrite: replaces a folder that an earlier conversion wrote. Raises UserError for what `Converter.convert` does,
-    for a source that no converter or more than one knows, and for a place that is taken or can't be written; then
-    nothing is left behind and what was there is as it was.
+    overwrite: replaces a folder that holds nothing but what earlier conversions wrote (an enhancer in it, too). Raises
+    UserError for what `Converter.convert` does, for a source that no converter or more than one knows, and for a place
+    that is taken or can't be written; then nothing is left behind and what was there is as it was.
     """
     converter = find_converter(source)
     place = converter.place(directory)
-    _check_place(place, converter, overwrite)
-    new = _missing(place.absolute())
+    check_place(place, directory, options.modelscope, overwrite)
+
+    def write(target: Path) -> None:
+        converter.convert(source, target, options)
+        write_list(target)
+
+    new: list[Path] = []
     try:
-        save_folder(place, lambda target: converter.convert(source, target, options))
+        new = _missing(place.absolute())
+        save_folder(place, write)
     except OSError as error:
         _remove_empty(new)
         reason = (error.strerror or str(error)).lower()
@@ -104,7 +107,7 @@ def find_converter(source: Path) -> Converter:
 
     Raises UserError if the file can't be read, or if none or more than one knows it.
     """
-    if not source.exists():
+    if look(source) is None:
         raise UserError(f"there is no file {source}: give the path of a checkpoint")
     known: dict[str, Converter] = {name: plugin() for name, plugin in load_all(CONVERTERS).working.items()}
     begins = "" if source.is_dir() else _beginning(source)
@@ -124,19 +127,6 @@ def _beginning(source: Path) -> str:
     meta = Checkpoint(source).meta
     names = ", ".join(list(meta)[:2])
     return f"{names} and {len(meta) - 2} more tensors" if len(meta) > 2 else names
-
-
-def _check_place(place: Path, converter: Converter, overwrite: bool) -> None:
-    if place.exists() and not place.is_dir():
-        raise UserError(f"{place} is a file: name a folder that the model is written to")
-    there = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
-    if there and not overwrite:
-        raise UserError(f"{place} exists already: choose another folder, or replace it with --overwrite")
-    if foreign := [name for name in there if name not in converter.contents()]:
-        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-        raise UserError(
-            f"{place} holds {foreign[0]}{more}, which --overwrite would delete: move it away or choose another folder"
-        )
 
 
 def _missing(folder: Path) -> list[Path]:

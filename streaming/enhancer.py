@@ -77,8 +77,15 @@ class Enhancer:
             raise UserError(f"enhancement to {cols}x{rows}: width and height must be positive multiples of {factor}")
         if not (0 < self.height <= rows and 0 < self.width <= cols):
             raise UserError(f"enhancement to {self.width}x{self.height}: this model takes at most {cols}x{rows}")
+        high, wide = self.backbone.fitting_size(rows // factor, cols // factor)
+        if (high, wide) != (rows // factor, cols // factor):
+            raise UserError(
+                f"this enhancer cannot make {cols}x{rows}: "
+                f"the nearest size that it can is {wide * factor}x{high * factor}"
+            )
         if not 0 < self.strength <= 1:
             raise UserError(f"an enhancement of strength {self.strength}: choose more than 0 and at most 1")
+        self.sampler.plan(self.scheduler, self.strength)  # what cannot be is to be known before a frame is made
 
     @property
     def seen(self) -> Size:
@@ -114,6 +121,8 @@ def assemble_enhancer(
         raise UserError(f"unknown preset '{preset}': choose {' or '.join(PRESETS)}")
     defaults, window = model.defaults, model.backbone.window
     published = preset == "official"
+    if published and "beta_schedule" not in model.scheduler.config:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError("preset 'official' is for diffusions; this enhancer is a rectified flow: choose preset 'paper'")
     if published:
         own = {"steps": 30, "strength": 0.6, "guidance": 7.5, "rescale": 0.2, "sampler": TRAILING_SDE, "eta": 1.0}
         defaults = replace(defaults, **own)
@@ -237,4 +246,4 @@ def slope(enhancer: Enhancer, step: Step) -> float:
     )
     if kind == "sample":
         return 0.0
-    return (step.level.signal if kind == "v_prediction" else 1.0) / step.level.noise
+    return float((step.level.signal if kind == "v_prediction" else 1.0) / step.level.noise)

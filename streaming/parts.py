@@ -128,7 +128,8 @@ def assemble(
 
     preset: "paper", "official" (see `streaming.presets`) or one of your own; `guidance` and `sampler`, where they are
     given, replace the preset's, in the first chunk as well. compile: chunks after the first are made by compiled code,
-    see `streaming.rows.compiled`. The memories are moved to the model's device and type.
+    see `streaming.rows.compiled`; the model's weights are rearranged for that, which stays so. The memories are moved
+    to the model's device and type.
     Raises UserError for sizes that the codec cannot hold, and for a preset that does not suit the model.
     """
     if compile:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from streaming.backbone import Backbone, Call
+from streaming.backbone import Backbone, Call, NoiseLevel
 from streaming.codec import EncodedText, TextEncoder
 from streaming.errors import UserError
 from streaming.guidance import Guidance
@@ -45,9 +45,23 @@ def compiled() -> Evaluate:
 
     def run(backbone: Backbone, condition: Condition, call: Call) -> Latents:
         torch.compiler.cudagraph_mark_step_begin()
-        return graph(backbone, condition, call).clone()  # the graph's own output is overwritten by its next launch
+        try:
+            return graph(backbone, condition, _without_numbers(call)).clone()  # the next launch overwrites its output
+        except Exception as error:
+            if type(error).__module__.split(".")[:2] not in (["torch", "_inductor"], ["torch", "_dynamo"]):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"the model cannot be compiled on this machine ({reason}): leave --compile out") from error
 
     return run
+
+
+def _without_numbers(call: Call) -> Call:
+    """The call with its noise level as tensors: every number would be a graph of its own."""
+    if call.level is None:
+        return call
+    signal, noise = (torch.tensor(n, device=call.latents.device) for n in (call.level.signal, call.level.noise))
+    return call.with_(level=NoiseLevel(signal, noise))
 
 
 def encode_rows(

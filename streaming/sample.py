@@ -50,6 +50,10 @@ class Solver(ABC):
     """Evaluations in a trajectory; a field of every solver."""
 
     @abstractmethod
+    def plan(self, scheduler: "SchedulerMixin", strength: float = 1.0) -> tuple[Any, list[Step]]:
+        """Whatever the solver needs, and the steps that it will take. Raises UserError as a trajectory would."""
+
+    @abstractmethod
     def __call__(
         self,
         denoise: Denoise,
@@ -126,7 +130,7 @@ class Sampler(Solver):
         levels = solver.config["num_train_timesteps"]
         most = int(levels * strength) - self.kind.startswith("dpm++")  # which needs a time between any two steps
         if self.steps > most:
-            raise UserError(f"{self.steps} steps at strength {strength:g}: choose at most {most} steps")
+            raise UserError(too_many(self.steps, strength, most))
         if self.kind == "euler":
             sigmas = strength * np.linspace(1, 1 / self.steps, self.steps)
             solver.set_timesteps(sigmas=sigmas.tolist())  # the shift is applied to these, once
@@ -212,6 +216,12 @@ def _level(solver: Any, index: int) -> NoiseLevel:
     if not hasattr(solver, "alphas_cumprod"):
         return NoiseLevel(1 - sigma, sigma)
     return _level_of(1 / (sigma**2 + 1))
+
+
+def too_many(steps: int, strength: float, most: int) -> str:
+    """What is wrong with more steps than a part of the schedule has times, in one line."""
+    change = f"choose at most {most} steps" if most > 0 else "choose a larger strength"
+    return f"{steps} steps at strength {strength:g}: {change}"
 
 
 def _level_of(kept: float) -> NoiseLevel:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from streaming.backbone import NoiseLevel
 from streaming.errors import UserError
-from streaming.sample import KINDS, Denoise, Sampler, Solver, Step, StepNoise, known
+from streaming.sample import KINDS, Denoise, Sampler, Solver, Step, StepNoise, known, too_many
 from streaming.types import Latents
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class TrailingSDE(Solver):
         steps are independent. Raises UserError as `plan` does.
         """
         kind = str(dict(scheduler.config).get("prediction_type"))  # pyright: ignore[reportAttributeAccessIssue]
-        steps, ratios = self.plan(scheduler, strength)
+        ratios, steps = self.plan(scheduler, strength)
         first = _level(ratios[0])
         latents = start if clean is None else first.signal * clean + first.noise * start
         if clean is not None and self.published_start:
@@ -72,8 +72,8 @@ class TrailingSDE(Solver):
             before = found
         return latents
 
-    def plan(self, scheduler: "SchedulerMixin", strength: float = 1.0) -> tuple[list[Step], list[float]]:
-        """The steps that it will take, and noise / signal in the latents at each and at the end (0).
+    def plan(self, scheduler: "SchedulerMixin", strength: float = 1.0) -> tuple[list[float], list[Step]]:
+        """Noise / signal in the latents at each step and at the end (0), and the steps that it will take.
 
         A step's time and level are those that the network is told. Raises UserError for a strength outside (0, 1], more
         steps than levels, and a rectified flow.
@@ -83,12 +83,12 @@ class TrailingSDE(Solver):
         kept = _kept(scheduler)
         levels = round(strength * len(kept))
         if self.steps > levels - 1:
-            raise UserError(f"{self.steps} steps at strength {strength:g}: choose at most {levels - 1} steps")
+            raise UserError(too_many(self.steps, strength, levels - 1))
         with np.errstate(divide="ignore"):
             ratios = np.sqrt((1 - kept) / kept)
         times = [levels - 1 - k * levels / (self.steps + 1) for k in range(self.steps)]
         steps = [Step(i, float(round(t)), _level(ratios[round(t)])) for i, t in enumerate(times)]
-        return steps, [*(_between(ratios, t) for t in times), 0.0]
+        return [*(_between(ratios, t) for t in times), 0.0], steps
 
     def _advance(
         self,

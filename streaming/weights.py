@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,11 +37,15 @@ _NAMES = {
 class Checkpoint:
     """The tensors of a file: `torch.save`'s (a state dict, or a training checkpoint with one in it) or safetensors.
 
+    Or of several: an index file (*.index.json, *.index.fp16.json) stands for those that it lists, in its own folder.
     Only names, shapes and types are kept; the numbers stay in the file until they are asked for.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises UserError if the file is missing, a folder, truncated, no checkpoint, or a pickle that holds code."""
+        """Raises UserError if the file is missing, a folder, truncated, no checkpoint, or a pickle that holds code.
+
+        Also for tensors that are sparse, complex, quantised or without numbers (on the meta device).
+        """
         self.path = path
         self.meta: Mapping[str, Tensor] = _meta(path, _stamp(path))
         """Every tensor by name, on the meta device."""
@@ -58,6 +62,18 @@ class Checkpoint:
             taken += value.nbytes
             yield value
             del value
+
+
+def check_floats(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Raises UserError, naming it, if one of these tensors does not hold floating-point numbers."""
+    wrong = [name for name in names if not checkpoint.meta[name].is_floating_point()]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        kind = _word(checkpoint.meta[wrong[0]].dtype)
+        raise UserError(
+            f"{checkpoint.path}: {wrong[0]}{more} of type {kind} should be of floating-point numbers: give the file as "
+            "it was published, not a quantised one"
+        )
 
 
 def same(value: Tensor) -> Tensor:
@@ -210,16 +226,14 @@ def _check_finite(part: Part, name: str, before: Tensor, after: Tensor) -> None:
 
 
 def _check_room(target: Path, total: int) -> None:
-    free = shutil.disk_usage(target).free
-    if free < total + _SPARE:
+    free, needed = shutil.disk_usage(target).free, total + _SPARE
+    if free < needed:
+        unit, name = (1e8, "GB") if needed >= 1e9 else (1e5, "MB")  # tenths; rounded apart, so that they differ
         raise UserError(
-            f"{_gigabytes(total)} are needed at {target.parent}, {_gigabytes(free)} are free: make room, write to "
-            "another disk, or choose --dtype float16"
+            f"{math.ceil(needed / unit) / 10:.1f} {name} are needed at {target.parent}, "
+            f"{math.floor(free / unit) / 10:.1f} {name} are free: make room, write to another disk, or choose "
+            "--dtype float16"
         )
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _word(dtype: torch.dtype) -> str:
@@ -242,20 +256,37 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 def _open(path: Path) -> dict[str, Tensor]:
     """Tensors by name, their numbers still in the file."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a checkpoint file")
     try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: name a checkpoint file")
         with path.open("rb") as file:
             start = file.read(16)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}: give the path of a checkpoint") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({(error.strerror or str(error)).lower()}): give another file") from error
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise UserError(f"cannot read {path} ({reason}): give another file") from error
+    if path.suffix == ".json" and ".index." in path.name:
+        return _indexed(path)
     if start[:4] == b"PK\x03\x04":
         return _torch_tensors(path)
     if start[8:9] == b"{":
         return _safetensors(path)
     raise UserError(f"{path} is no checkpoint: {_told(start)}; give a file that torch.save or safetensors has written")
+
+
+def _indexed(path: Path) -> dict[str, Tensor]:
+    """What an index file lists. Only files beside it are opened."""
+    try:
+        placed: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+        files = sorted({path.with_name(name) for name in placed.values()})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no index of weight files ({_first_line(error)}): download it again") from error
+    opened = {file.name: _open(file) for file in files if ".index." not in file.name}
+    lost = [name for name, file in placed.items() if name not in opened.get(file, {})]
+    if lost:
+        raise UserError(f"{path} lists {lost[0]} in {placed[lost[0]]}, which does not hold it: download both again")
+    return {name: value for each in opened.values() for name, value in each.items()}
 
 
 def _told(start: bytes) -> str:
@@ -285,11 +316,20 @@ def _torch_tensors(path: Path) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds no tensors by name: give a file with a model's weights")
-    return {str(name): value for name, value in content.items() if _plain(value)}
+    found = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    for name, value in found.items():
+        if odd := _odd(value):
+            raise UserError(f"{path}: {name} {odd}: give a file of plain floating-point numbers, none left out")
+    return found
 
 
-def _plain(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and value.dtype in _NAMES
+def _odd(value: Tensor) -> str:
+    """What keeps a tensor from being written; "" if nothing does."""
+    if value.is_meta:
+        return "has a shape but no numbers"
+    if value.layout != torch.strided:
+        return f"is stored as {str(value.layout).removeprefix('torch.')}"
+    return "" if value.dtype in _NAMES else f"is of type {_word(value.dtype)}"
 
 
 def _culprit(error: Exception) -> str:

@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+import torch._inductor.exc
 
 from backends.toy_unet import ToyUNetBackend
 from streaming import NoLongTerm, NoShortTerm, assemble
+from streaming.errors import UserError
 from streaming.rows import compiled
 from tests.compiled_video import video
 
@@ -30,7 +33,21 @@ def test_the_first_chunk_is_not_compiled(monkeypatch):
     fast = video(compile=True)
     compiled.cache_clear()
     assert len(calls) == 3 * 2
-    assert torch.equal(fast, video(compile=False))
+    torch.testing.assert_close(fast, video(compile=False))
+
+
+def test_a_machine_that_cannot_compile(monkeypatch):
+    def broken(function, **options):
+        def run(*arguments):
+            raise torch._inductor.exc.InvalidCxxCompiler()
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    compiled.cache_clear()
+    with pytest.raises(UserError, match=r"cannot be compiled on this machine \(No .* compiler.*leave --compile"):
+        video(compile=True)
+    compiled.cache_clear()
 
 
 def test_only_a_compiled_run_continues_a_compiled_one():

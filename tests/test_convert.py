@@ -204,7 +204,11 @@ class TestSources:
         assert run("convert", checkpoint, target, "--modelscope", theirs, "--dtype", "float32") == 0
         own = {name: value + 1 for name, value in tensors(folder / "unet").items()}
         assert same(tensors(target / "first_chunk" / "unet"), own)
-        assert (target / "tokenizer" / "note.txt").read_text() == "theirs"
+        merges = (target / "tokenizer/merges.txt").read_text()
+        assert merges == (theirs / "tokenizer/merges.txt").read_text() and "theirs" in merges
+        assert sorted(path.name for path in (target / "tokenizer").iterdir()) == [
+            "merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json",
+        ]  # fmt: skip
         first = streaming.open_model(str(target)).first
         assert first is not None and same(dict(first.backbone.state_dict()), {f"unet.{n}": v for n, v in own.items()})
 
@@ -215,6 +219,30 @@ class TestSources:
         torch.save(values, (theirs / UNET).with_suffix(".bin"))
         convert(checkpoint, tmp_path / "made", ConvertOptions(dtype=torch.float32, modelscope=theirs))
         assert same(tensors(tmp_path / "made" / "first_chunk" / "unet"), values)
+
+    def test_modelscopes_shards(self, checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+        """Of several weights the ones in full precision are taken, sharded or not."""
+        theirs = modelscope(tmp_path / "ms", folder)
+        values = load_file(theirs / UNET)
+        (theirs / UNET).unlink()
+        save_file(
+            {name: value.half() for name, value in values.items()}, (theirs / UNET).with_suffix(".fp16.safetensors")
+        )
+        names, stem = list(values), "diffusion_pytorch_model"
+        placed = {name: f"{stem}-{i // 800 + 1:05d}-of-00002.safetensors" for i, name in enumerate(names)}
+        for file in set(placed.values()):
+            save_file({name: values[name] for name in names if placed[name] == file}, theirs / "unet" / file)
+        index = theirs / "unet" / f"{stem}.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": placed}))
+        options = ConvertOptions(dtype=torch.float32, modelscope=theirs)
+        convert(checkpoint, tmp_path / "made", options)
+        assert same(tensors(tmp_path / "made" / "first_chunk" / "unet"), values)
+        (theirs / "unet" / placed[names[-1]]).unlink()
+        with pytest.raises(UserError, match="there is no file .*00002-of-00002.safetensors"):
+            convert(checkpoint, tmp_path / "other", options)
+        index.write_text(json.dumps({"weight_map": {**placed, names[-1]: "../x"}}))
+        with pytest.raises(UserError, match="is no index of weight files"):
+            convert(checkpoint, tmp_path / "other", options)
 
     def test_a_small_vocabulary_has_no_tokenizer(self, state: dict[str, Tensor], tmp_path: Path) -> None:
         words = "text_encoder.text_model.embeddings.token_embedding.weight"
@@ -244,8 +272,27 @@ def modelscope(target: Path, folder: Path) -> Path:
     own = {name: value + 1 for name, value in tensors(folder / "unet").items()}
     save_file(own, target / UNET)
     shutil.copytree(folder / "tokenizer", target / "tokenizer")
-    (target / "tokenizer" / "note.txt").write_text("theirs")
+    (target / "tokenizer" / "note.txt").write_text("not a tokenizer's file")
+    merges = target / "tokenizer" / "merges.txt"
+    merges.write_text(merges.read_text().replace("#version: 0.2", "#version: theirs"))
     return target
+
+
+def _own_code(tokenizer: Path) -> None:
+    """As on the hub: classes in a file beside, which transformers would offer to run."""
+    path = tokenizer / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": ["own.Own", None]}}))
+    (tokenizer / "own.py").write_text("raise SystemExit('code was run')")
+
+
+def _more_words(tokenizer: Path) -> None:
+    words = json.loads((tokenizer / "vocab.json").read_text())
+    (tokenizer / "vocab.json").write_text(json.dumps({**words, "qqzz": len(words), "qqzy": len(words) + 1}))
+
+
+def _quantised(unet: Path) -> None:
+    values = load_file(unet)
+    save_file({**values, "conv_out.bias": values["conv_out.bias"].to(torch.int8)}, unet)
 
 
 @final
@@ -369,7 +416,10 @@ class TestRefusals:
         usage = type(shutil.disk_usage("/"))
         monkeypatch.setattr("streaming.weights.shutil.disk_usage", lambda path: usage(10**12, 10**12, 10**8))
         line = refusal(capsys, checkpoint, target)
-        assert "12.0 MB are needed at" in line and "0.1 GB are free: make room" in line
+        assert "112.1 MB are needed at" in line and "100.0 MB are free: make room" in line
+        monkeypatch.setattr("streaming.weights._SPARE", 10**9)
+        monkeypatch.setattr("streaming.weights.shutil.disk_usage", lambda path: usage(10**12, 10**12, 10**9 + 10**7))
+        assert "1.1 GB are needed at" in (line := refusal(capsys, checkpoint, target)) and "1.0 GB are free" in line
 
     def test_a_disk_that_fills_up(
         self, target: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -385,12 +435,42 @@ class TestRefusals:
         line = refusal(capsys, checkpoint, target)
         assert "(no space left on device): make room or choose another folder" in line
 
-    def test_stopped(self, target: Path, checkpoint: Path) -> None:
+    def test_stopped(
+        self, target: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         def stop(*told: object) -> None:
             raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
-            convert(checkpoint, target, ConvertOptions(dtype=torch.float32, report=stop))
+        monkeypatch.setattr("streaming.cli.convert._Progress.tell", stop)
+        assert run("convert", checkpoint, target) == 130
+        assert capsys.readouterr().err.strip() == f"stopped: nothing was written, {target} is as it was"
+
+    @pytest.mark.parametrize("kind", ["sparse", "complex", "meta", "whole"])
+    def test_other_kinds_of_numbers(
+        self, kind: str, target: Path, state: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        name = "vae.decoder.conv_out.bias"
+        made = {
+            "sparse": (torch.zeros(3).to_sparse(), "is stored as sparse_coo: give a file of plain"),
+            "complex": (torch.zeros(3, dtype=torch.complex64), "is of type complex64: give a file of plain"),
+            "meta": (torch.zeros(3, device="meta"), "has a shape but no numbers: give a file of plain"),
+            "whole": (torch.zeros(3, dtype=torch.int8), "of type int8 should be of floating-point numbers"),
+        }
+        torch.save({**state, name: made[kind][0]}, tmp_path / "some.ckpt")
+        assert f"some.ckpt: {name} {made[kind][1]}" in refusal(capsys, tmp_path / "some.ckpt", target)
+
+    def test_paths_that_cannot_be(
+        self, target: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        long = tmp_path / ("n" * 300)
+        for source in (tmp_path / "loop", long, long / "x"):
+            assert f"cannot read {source} (" in refusal(capsys, source, target)
+        for place in (tmp_path / "loop", tmp_path / "loop" / "made", long, long / "x"):
+            assert f"cannot write {place} (" in refusal(capsys, checkpoint, place)
+        assert f"cannot read --modelscope {tmp_path / 'loop'} (" in refusal(
+            capsys, checkpoint, target, "--modelscope", tmp_path / "loop"
+        )
 
     @pytest.mark.parametrize(
         ("change", "said"),
@@ -400,6 +480,11 @@ class TestRefusals:
             (lambda ms: (ms / UNET).unlink(), "has no weights (diffusion_pytorch_model.safetensors): download them"),
             (lambda ms: save_file({"x": torch.zeros(1)}, ms / UNET), "does not fit the checkpoint's UNet (conv_in."),
             (lambda ms: (ms / UNET).write_bytes(b"PK\x03\x04"), "is truncated or damaged"),
+            (lambda ms: [path.unlink() for path in (ms / "tokenizer").iterdir()], "cannot load the tokenizer of"),
+            (lambda ms: (ms / "tokenizer/vocab.json").write_text("{"), "cannot load the tokenizer of"),
+            (lambda ms: _own_code(ms / "tokenizer"), "wants code of its own to run (auto_map), which is never done"),
+            (lambda ms: _more_words(ms / "tokenizer"), "has 49410 tokens, the checkpoint's text encoder knows 49408"),
+            (lambda ms: _quantised(ms / UNET), "conv_out.bias of type int8 should be of floating-point numbers"),
         ],
     )
     def test_another_modelscope(
@@ -428,9 +513,6 @@ class Plain(Converter):
     def place(self, directory: Path) -> Path:
         return directory / "enhancer"
 
-    def contents(self) -> frozenset[str]:
-        return frozenset({"note.txt"})
-
     def convert(self, source: Path, target: Path, options: ConvertOptions) -> None:
         (target / "note.txt").write_text(str(options.dtype))
 
@@ -441,13 +523,24 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, {"streaming.converters": {"plain": "tests.test_convert:Plain"}})
 
 
+def earlier(checkpoint: Path, folder: Path) -> None:
+    """An earlier conversion, in half precision."""
+    convert(checkpoint, folder / "made", ConvertOptions(dtype=torch.float16))
+
+
+def whole(target: Path) -> None:
+    """A folder with the part in it."""
+    (target / "enhancer").mkdir()
+    for path in (target / "note.txt", target / "enhancer" / "note.txt"):
+        path.write_text("a note of another size")
+
+
 @pytest.mark.usefixtures("plain")
 class TestPlaces:
     def test_what_is_there_is_only_replaced_if_asked(
         self, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        (tmp_path / "made" / "enhancer").mkdir(parents=True)
-        (tmp_path / "made" / "enhancer" / "note.txt").write_text("old")
+        earlier(checkpoint, tmp_path)
         line = refusal(capsys, checkpoint, tmp_path / "made")
         assert "enhancer exists already: choose another folder, or replace it with --overwrite" in line
         assert run("convert", checkpoint, tmp_path / "made", "--overwrite") == 0
@@ -469,8 +562,68 @@ class TestPlaces:
         (tmp_path / "made" / "enhancer" / "notes").mkdir(parents=True)
         (tmp_path / "made" / "enhancer" / "thesis.tex").write_text("words")
         line = refusal(capsys, checkpoint, tmp_path / "made", "--overwrite")
-        assert "holds notes and 1 more, which --overwrite would delete: move it away" in line
+        assert "holds notes and 1 more, which no conversion wrote and --overwrite would delete: move it away" in line
         assert (tmp_path / "made" / "enhancer" / "thesis.tex").read_text() == "words"
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda made: (made / "enhancer/thesis.tex").touch(), "holds thesis.tex, which no conversion wrote"),
+            (lambda made: (made / "enhancer/note.txt").write_text("mine"), "holds note.txt, which no"),
+            (lambda made: (made / "enhancer/notes").mkdir(), "holds notes, which no"),
+            (lambda made: (made / "enhancer/link").symlink_to(made), "holds link, which no"),
+            (lambda made: (made / "enhancer/converted.json").unlink(), "holds note.txt, which no"),
+            (
+                lambda made: (made / "enhancer/converted.json").write_text("{}"),
+                "holds converted.json and 1 more, which",
+            ),
+            (lambda made: (made / "enhancer/converted.json").write_text("["), "holds converted.json and 1 more, which"),
+        ],
+    )
+    def test_what_came_later_is_never_deleted(
+        self, change: Callable[[Path], object], said: str, checkpoint: Path, tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        earlier(checkpoint, tmp_path)
+        change(tmp_path / "made")
+        before = sorted(path.name for path in tmp_path.rglob("*"))
+        assert said in refusal(capsys, checkpoint, tmp_path / "made", "--overwrite")
+        assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+    def test_a_folder_of_several_conversions_can_be_replaced(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A part that was added later is listed in itself; one that was replaced later may have another size."""
+        monkeypatch.setattr(Plain, "place", lambda self, directory: directory)
+        monkeypatch.setattr(Plain, "convert", lambda self, source, target, options: whole(target))
+        convert(checkpoint, tmp_path / "made", OPTIONS)
+        monkeypatch.undo()
+        register(monkeypatch, {"streaming.converters": {"plain": "tests.test_convert:Plain"}})
+        convert(checkpoint, tmp_path / "made", OPTIONS, overwrite=True)
+        monkeypatch.setattr(Plain, "place", lambda self, directory: directory)
+        convert(checkpoint, tmp_path / "made", OPTIONS, overwrite=True)
+        assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["converted.json", "note.txt"]
+
+    def test_modelscopes_folder_is_kept(
+        self, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        earlier(checkpoint, tmp_path)
+        made = tmp_path / "made"
+        for other in (made / "enhancer", made / "enhancer" / "deep", made, tmp_path / "made" / ".." / "made"):
+            line = refusal(capsys, checkpoint, made, "--modelscope", other, "--overwrite")
+            assert "name two folders, neither within the other" in line
+
+    def test_folders_that_cannot_be_moved(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "made" / "enhancer" / "deep").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "made" / "enhancer" / "deep")
+        line = refusal(capsys, checkpoint, tmp_path / "made", "--overwrite")
+        assert "enhancer is, or holds, the current folder and can't be replaced: name a folder inside" in line
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("streaming.convert_place.os.path.ismount", lambda path: True)
+        line = refusal(capsys, checkpoint, tmp_path / "made")
+        assert "enhancer is where a disk is mounted and can't be replaced" in line
 
     def test_a_file(self, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "made").mkdir()
@@ -482,13 +635,12 @@ class TestPlaces:
     def test_the_old_folder_stays_if_the_new_one_fails(
         self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        (tmp_path / "made" / "enhancer").mkdir(parents=True)
-        (tmp_path / "made" / "enhancer" / "note.txt").write_text("old")
+        earlier(checkpoint, tmp_path)
         monkeypatch.setattr(Plain, "convert", lambda *told: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             convert(checkpoint, tmp_path / "made", OPTIONS, overwrite=True)
         assert [path.name for path in tmp_path.iterdir()] == ["made"]
-        assert (tmp_path / "made" / "enhancer" / "note.txt").read_text() == "old"
+        assert (tmp_path / "made" / "enhancer" / "note.txt").read_text() == "torch.float16"
 
 
 class TestPlugins:

@@ -1,5 +1,6 @@
 """Folders that are replaced whole."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,25 @@ def test_a_link_to_a_folder_still_leads_there(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path / "there")
     save_folder(Path("."), lambda new: (new / "a").write_text("2"))
     assert content(tmp_path / "there") == {"a": "2"}
+
+
+def test_a_swap_that_fails_midway_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "part"
+    save_folder(folder, lambda new: (new / "a").write_text("old"))
+    rename = os.replace
+
+    def stop(source: Path, target: Path) -> None:
+        if str(source).endswith(".new"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr("streaming.folders.os.replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_folder(folder, lambda new: (new / "a").write_text("new"))
+    assert content(folder) == {"a": "old"} and [path.name for path in tmp_path.iterdir()] == ["part"]
+
+
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(OSError, match="(?i)too many levels of symbolic links"):
+        save_folder(tmp_path / "loop", lambda new: None)

@@ -203,6 +203,29 @@ class TestOpenCLIP:
         with pytest.raises(UserError, match="the weights of ViT-L-14 differ in the colours .* ViT-L-14@TAG"):
             registered("ViT-L-14")
 
+    def test_the_activation_is_that_of_the_weights(self) -> None:
+        """Not that of the model's configuration: OpenAI's were trained with another one than LAION's."""
+        assert registered("ViT-B-32", "openai").quick_gelu
+        assert not registered("ViT-B-32", "laion2b_s34b_b79k").quick_gelu
+        assert registered("ViT-B-32-quickgelu").quick_gelu
+        assert not registered("ViT-B-32", given=["quick_gelu"]).quick_gelu
+        with pytest.raises(UserError, match="ViT-B-32 differ in their activation .* ViT-B-32@TAG .* openai, "):
+            registered("ViT-B-32")
+        taught = image_openclip.build(registered("ViT-B-32", "openai"))
+        assert any("QuickGELU" in type(layer).__name__ for layer in taught.modules())
+
+    def test_a_file_does_not_tell_the_activation(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="ViT-B-32 differ in their activation"):
+            image_openclip.make("ViT-B-32", tmp_path / "some.safetensors")
+
+    def test_a_tower_that_does_not_pool(self) -> None:
+        tower = replace(TOWER, vision_cfg={**VISION, "pool_type": "none"})
+        encoder = OpenCLIPImageEncoder(image_openclip.build(tower).to_empty(device="cpu"), tower)
+        with pytest.raises(
+            UserError, match="open_clip's tiny gives 5x12 numbers an image, not 12: choose a tower that"
+        ):
+            encoder(images(2, 3, 16, 16))
+
     @pytest.mark.parametrize(
         "model, told",
         [
@@ -234,7 +257,9 @@ class TestOpenCLIP:
     def test_weights_are_those_of_the_tag(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         path = tmp_path / "small.safetensors"
         save_file(openclip_encoder().visual.state_dict(), path)
-        monkeypatch.setattr(image_openclip, "registered", lambda name, tag: replace(TOWER, model=f"{name} {tag}"))
+        monkeypatch.setattr(
+            image_openclip, "registered", lambda name, tag, given: replace(TOWER, model=f"{name} {tag}")
+        )
         monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda config: str(path))
         encoder = image_openclip.make("ViT-B-32@laion2b_s34b_b79k", None)
         assert isinstance(encoder, OpenCLIPImageEncoder) and encoder.tower.model == "ViT-B-32 laion2b_s34b_b79k"
@@ -364,7 +389,10 @@ class TestFolder:
             ({"model": 3}, "config.json: model must be a name, not 3"),
             ({"pretrained": True}, "config.json: unknown setting 'pretrained'; an encoder of "),
             ({"mean": [0.5]}, "config.json: mean must be three numbers"),
-            ({"std": [True, 1, 1]}, "config.json: std must be three numbers"),
+            ({"std": [True, 1, 1]}, "config.json: std must be three numbers above 0"),
+            ({"std": [0.5, 0, 0.5]}, "config.json: std must be three numbers above 0"),
+            ({"mean": [0.5, float("nan"), 0.5]}, "config.json: mean must be three numbers"),
+            ({"library": ["open_clip"]}, 'config.json: library must be open_clip or timm, not ["open_clip"]'),
         ],
     )
     def test_configurations_that_make_no_sense(self, saved: Path, settings: dict[str, Any], told: str) -> None:

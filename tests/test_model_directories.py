@@ -429,6 +429,15 @@ class TestWrongFolders:
         (folder / "tokenizer" / "tokenizer.json").write_text("{}")
         assert_refused(folder, "cannot load the tokenizer of", "replace it by an intact copy")
 
+    @pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+    def test_a_tokenizer_with_code_of_its_own(self, folder: Path, file: str) -> None:
+        path = folder / "tokenizer" / file
+        before = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**before, "auto_map": {"AutoTokenizer": ["own.Own", None]}}))
+        (folder / "tokenizer" / "own.py").write_text(f"open({str(folder / 'executed')!r}, 'w')")
+        assert_refused(folder, "wants code of its own to run (auto_map)", "replace the tokenizer by CLIP's")
+        assert not (folder / "executed").exists()
+
     @pytest.mark.parametrize("name", ["NoSuchScheduler", "UNet3DConditionModel", "__name__"])
     def test_unknown_scheduler(self, folder: Path, name: str) -> None:
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": name}))

@@ -34,7 +34,7 @@ from adapters.official_names import (
     to_ours,
 )
 from adapters.official_place import PUBLISHED, fitting_configs, place_tensors
-from adapters.official_sizes import names
+from adapters.official_sizes import axes
 from backends.modelscope_codec import AutoencoderKLCodec
 from backends.modelscope_unet import UNet3DBackbone
 from streaming.backbone import Window
@@ -119,8 +119,8 @@ class TestBijection:
         assert ignored("image_encoder.model.attn_mask")
 
     def test_what_is_wanted_whatever_the_sizes_is_what_is_published(self) -> None:
-        assert Counter({part: len(found) for part, found in names().items()}) == COUNTS
-        there = {to_official(part, name, PUBLISHED) for part, found in names().items() for name in found}
+        assert Counter({part: len(found) for part, found in axes().items()}) == COUNTS
+        there = {to_official(part, name, PUBLISHED) for part, found in axes().items() for name in found}
         assert there == {name for name in published() if not ignored(name)}
 
     def test_sites_are_in_the_order_in_which_a_unet_is_evaluated(self, networks: dict[str, nn.Module]) -> None:
@@ -261,7 +261,7 @@ class TestRefusals:
     )  # fmt: skip
     def test_foreign(self, name: str, tmp_path: Path) -> None:
         line = self.refusal({**small(), name: torch.zeros(3)}, tmp_path)
-        assert f"1 tensor is foreign or double, {name}: is it of another version of StreamingT2V?" in line
+        assert f": 1 tensor is foreign or double, {name}: is it of another version of StreamingT2V?" in line
 
     def test_double(self, tmp_path: Path) -> None:
         line = self.refusal({**small(), QUERY.replace("to_q", "query"): torch.zeros(24, 24)}, tmp_path)
@@ -272,11 +272,56 @@ class TestRefusals:
         [
             ("base_model.conv_norm_out.bias", (9,), "1 tensor is of shapes that do not fit the others, "
              "base_model.conv_norm_out.bias is 9, not 8: download it again"),
-            ("base_model.mid_block.attentions.0.transformer_blocks.0.attn2.alpha", (2,), "is 2, not a single number"),
+            ("base_model.mid_block.attentions.0.transformer_blocks.0.attn2.alpha", (2,), "1 tensor is of no possible "
+             "shape, base_model.mid_block.attentions.0.transformer_blocks.0.attn2.alpha is 2, not a single number: "),
             ("resampler.context_embedding.0.weight", (12, 17), "the image encoder's width and APM's do not fit"),
-            ("base_model.conv_in.weight", (), "the tensors' sizes make no sense"),
+            ("base_model.conv_in.weight", (), "base_model.conv_in.weight is a single number, not of 4 axes: download"),
+            ("base_model.conv_in.weight", (0, 4, 3, 3), "base_model.conv_in.weight is 0x4x3x3, not of 4 axes"),
+            ("unet.controlnet_cond_embedding.conv_in.bias", (3,), "controlnet_cond_embedding.conv_in.bias is 3, not 4"),
             ("vae.post_quant_conv.weight", (5, 5, 1, 1), "of shapes that do not fit the others, vae."),
         ],
     )  # fmt: skip
     def test_shapes(self, name: str, shape: tuple[int, ...], said: str, tmp_path: Path) -> None:
         assert said in self.refusal({**small(), name: torch.zeros(shape)}, tmp_path)
+
+    def test_a_renamed_tensor(self, tmp_path: Path) -> None:
+        """What is missing and what is left over are told together."""
+        state = small()
+        state["vae.spare.weight"] = state.pop(QUERY)
+        line = self.refusal(state, tmp_path)
+        assert f": 1 tensor is missing, {QUERY}; and 1 tensor is foreign or double, vae.spare.weight: is it of" in line
+
+    def test_mergers_of_another_width_than_the_unets_sites(self, tmp_path: Path) -> None:
+        state = small()
+        begin = "base_model.cross_attention_merger_down_blocks.0.temporal_transformer."
+        for name, value in state.items():
+            if name.startswith(begin):  # a merger that fits itself, but not the 8 channels there
+                state[name] = torch.zeros([16 if size == 8 else size for size in value.shape])
+        line = self.refusal(state, tmp_path)
+        assert ": 11 tensors are of shapes that do not fit the others, base_model.cross_attention_merger_down_" in line
+        assert f"{begin}attention.to_out.0.weight is 16x16, not 8x8 and 8 more: download it again" in line
+
+    def test_whole_numbers(self, tmp_path: Path) -> None:
+        line = self.refusal({**small(), QUERY: torch.zeros(16, 16, dtype=torch.int8)}, tmp_path)
+        assert f"{QUERY} of type int8 should be of floating-point numbers: give the file as it was published" in line
+
+
+class TestStrictness:
+    """Names that belong nowhere are never passed over in silence."""
+
+    @pytest.mark.parametrize(
+        ("part", "name"),
+        [("unet", "nonsense.weight"), ("vae", "text_model.encoder.conv_in.bias"), ("decoder", "conv_in.weight")],
+    )
+    def test_to_official(self, part: str, name: str) -> None:
+        with pytest.raises(KeyError, match=f"the published checkpoint has no {part}: {name}"):
+            to_official_state({part: {name: torch.zeros(1)}})
+
+    @pytest.mark.parametrize("name", ["lpips.weight", "vae.nonsense.weight", "base_model.down_blocks.0.weight"])
+    def test_to_ours(self, name: str) -> None:
+        with pytest.raises(KeyError, match=f"StreamingT2V has no tensor {name}"):
+            to_our_state("cam", {name: torch.zeros(1)})
+
+    def test_an_unknown_part(self) -> None:
+        with pytest.raises(KeyError, match="StreamingT2V has no part decoder: there are unet, cam, apm"):
+            to_our_state("decoder", {})

@@ -84,7 +84,7 @@ def test_equals_the_formulation_without_scaling(steps, eta, strength, published)
 
 
 def test_published_times_and_levels():
-    steps, ratios = TrailingSDE(30).plan(SCHEDULER, 0.6)
+    ratios, steps = TrailingSDE(30).plan(SCHEDULER, 0.6)
     times = [step.time for step in steps]
     assert (times[:3], times[-2:], len(times)) == ([599, 580, 560], [57, 38], 30)
     assert ratios[0] == pytest.approx(4.1648, abs=1e-4) and ratios[-1] == 0
@@ -177,7 +177,7 @@ def test_blending_predictions_is_blending_clean_videos():
     video = Key(7).normal(2, 6, 2, 2)
     latents = torch.stack([video[:, s.start : s.stop] for s in spans])
     predictions = Key(8).normal(*latents.shape)
-    for step in TrailingSDE(30).plan(SCHEDULER, 0.6)[0]:
+    for step in TrailingSDE(30).plan(SCHEDULER, 0.6)[1]:
         level = step.level
         agreed = clean_video("v_prediction", exchange(predictions, latents, spans, weights, 0.0), latents, level)
         cleans = clean_video("v_prediction", predictions, latents, level)

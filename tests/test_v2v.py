@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from backends.modelscope_convert import ENHANCER, TextToVideo, VideoToVideo
 from backends.modelscope_folder import load_scheduler, quiet
 from backends.modelscope_keys import diffusers_names, native_names, prefix, read_sizes
 from backends.modelscope_settings import load_defaults, load_variant, save_defaults
+from backends.modelscope_unet import UNet3DBackbone
 from backends.modelscope_v2v import nearest_size, video_to_video
 from backends.modelscope_v2v_schedule import save_scheduler, video_to_video_sigmas
 from streaming.backbone import Call, Guided, NoiseLevel, Window
@@ -117,6 +119,11 @@ class TestRows:
         assert abs(rows - high) == best
         assert abs(cols - wide) <= max(2**halvings // 2, 2**halvings - wide)
 
+    def test_the_backbone_says_which_size_fits(self) -> None:
+        plain, changed = make_unet(levels=3, reads=0), video_to_video(make_unet(levels=3, reads=0))
+        sizes = [UNet3DBackbone(u, tokens=3, window=Window(4, 2)).fitting_size(12, 9) for u in (plain, changed)]
+        assert sizes == [(12, 9), nearest_size(12, 9, 2)] and sizes[1] != (12, 9)
+
     def test_other_sizes_are_refused(self) -> None:
         unet = video_to_video(make_unet(levels=3, reads=0))
         with pytest.raises(
@@ -186,7 +193,10 @@ class TestNames:
         with pytest.raises(ValueError, match="add_embedding.weight is no tensor of a UNet3DConditionModel"):
             native_names(["add_embedding.weight"], 2)
         assert prefix(["time_embedding.linear_1.weight"]) is None
-        assert prefix(["a", "model.diffusion_model.time_embed.0.weight"]) == "model.diffusion_model."
+        stable = ["model.diffusion_model.time_embed.0.weight", "model.diffusion_model.middle_block.1.norm.weight"]
+        assert prefix(stable) is None, "Stable Diffusion has most of the names, too"
+        assert prefix(["a", "module.middle_block.0.temopral_conv.conv1.0.weight"]) == "module."
+        assert prefix(["input_blocks.1.0.temopral_conv.conv1.0.weight"]) == ""
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +254,35 @@ class TestConverters:
             convert(tmp_path / "text2video_pytorch_model.pth", tmp_path / "m", OPTIONS)
         convert(tmp_path / "text2video_pytorch_model.pth", tmp_path / "m", OPTIONS, overwrite=True)
 
+    def test_text_to_video_in_a_folder_of_streamingt2v(
+        self, native: dict[str, torch.Tensor], folder: Path, tmp_path: Path
+    ) -> None:
+        """The UNet that was trained on stays; ModelScope's own is for the first chunk."""
+        (folder / "cam").mkdir()
+        before = (folder / "unet/diffusion_pytorch_model.safetensors").read_bytes()
+        torch.save(native, tmp_path / "text2video.pth")
+        assert convert(tmp_path / "text2video.pth", folder, OPTIONS, overwrite=True) == folder / "first_chunk/unet"
+        assert (folder / "unet/diffusion_pytorch_model.safetensors").read_bytes() == before
+        model = ModelScope().load(folder, device=CPU, dtype=torch.float32)
+        assert model.first is not None
+
+    def test_a_unet_that_no_conversion_wrote_is_kept(
+        self, native: dict[str, torch.Tensor], folder: Path, tmp_path: Path
+    ) -> None:
+        torch.save(native, tmp_path / "text2video.pth")
+        with pytest.raises(UserError, match="holds config.json and 1 more, which no conversion wrote and --overwrite"):
+            convert(tmp_path / "text2video.pth", folder, OPTIONS, overwrite=True)
+
+    @pytest.mark.parametrize("name", ["v2v.pth", "t2v.pth"])
+    def test_no_use_for_a_modelscope_folder(
+        self, name: str, native: dict[str, torch.Tensor], folder: Path, tmp_path: Path
+    ) -> None:
+        torch.save(native, tmp_path / name)
+        options = ConvertOptions(dtype=torch.float32, modelscope=folder)
+        with pytest.raises(UserError, match="--modelscope is for StreamingT2V's checkpoint only: leave it out"):
+            convert(tmp_path / name, tmp_path / "m", options)
+        assert not (tmp_path / "m").exists()
+
     @pytest.mark.parametrize(
         ("name", "task", "parent", "kind"),
         [
@@ -260,7 +299,8 @@ class TestConverters:
     ) -> None:
         file = tmp_path / parent / name
         file.parent.mkdir()
-        torch.save({"time_embed.0.weight": native["time_embed.0.weight"]}, file)
+        name = "input_blocks.1.0.temopral_conv.conv1.0.weight"
+        torch.save({name: native[name]}, file)
         if task:
             (file.parent / "configuration.json").write_text(json.dumps({"task": task}))
         assert [each().matches(file) for each in (TextToVideo, VideoToVideo)] == [
@@ -288,14 +328,17 @@ class TestConverters:
 
         few = {name: value for name, value in native.items() if not name.startswith("out")}
         refused(few, "this is no whole UNet of ModelScope's .it lacks out.2.weight.: give the published file")
-        less = {name: value for name, value in native.items() if "temopral" not in name}
+        less = {name: value for name, value in native.items() if ".conv1." not in name}
         refused(
-            less, r"128 tensors are missing \(input_blocks.1.0.temopral_conv.conv1.0.weight, .*\.\.\.\): give the pub"
+            less, r"32 tensors are missing \(input_blocks.1.0.temopral_conv.conv1.0.weight, .*\.\.\.\): give the pub"
         )
+        renamed = {{"out.0.bias": "out.9.bias"}.get(name, name): value for name, value in native.items()}
+        refused(renamed, r"1 tensor is missing \(out.0.bias\) and 1 tensor is foreign \(out.9.bias\): give")
+        refused({**native, "out.0.bias": native["out.0.bias"].int()}, "out.0.bias of type int32 should be of floating")
         more = {**native, "VideoControlNet.input_hint_block.0.weight": torch.ones(2)}
-        refused(more, r"1 tensors is foreign \(VideoControlNet.input_hint_block.0.weight\): give")
+        refused(more, r"1 tensor is foreign \(VideoControlNet.input_hint_block.0.weight\): give")
         wrong = {**native, "out.0.bias": torch.ones(5)}
-        refused(wrong, r"1 tensors is of shapes that do not fit the others \(out.0.bias\)")
+        refused(wrong, r"1 tensor is of shapes that do not fit the others \(out.0.bias\)")
         refused({**native, "out.0.bias": native["out.0.bias"] / 0}, "out.0.bias holds NaN or infinite numbers")
         refused({**native, "input_blocks.0.1.proj_in.weight": torch.ones(3, 32, 1)}, "its shapes don't fit together")
 
@@ -340,6 +383,8 @@ class TestFolder:
             assert (enhancer.sampler.steps, enhancer.strength) == (30, 0.6)
             assert (enhancer.guidance.scale, enhancer.guidance.rescale) == (7.5, 0.2)
             assert enhancer.sampler.published_start == (preset == "official")
+            with pytest.raises(UserError, match=r"cannot make \d+x\d+: the nearest size that it can is \d+x\d+$"):
+                replace(enhancer, canvas=None, height=15 * model.codec.factor, width=16 * model.codec.factor)
 
 
 class TestTiles:

@@ -20,11 +20,13 @@ def convert(
         Path | None,
         typer.Option(help="ModelScope's text-to-video model in diffusers format: its tokenizer and first-chunk UNet."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder converted before.")] = False,
-) -> None:
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a folder that holds nothing but what conversions wrote.")
+    ] = False,
+) -> int:
     """Make a model folder of a published checkpoint, in little memory.
 
-    Raises UserError for a file that is damaged or of another kind, and for a folder that is taken or can't be written.
+    A file that is damaged or of another kind is refused, and so is a folder that is taken or can't be written.
     """
     checks.choice("--dtype", dtype, DTYPES)
     import torch
@@ -34,8 +36,13 @@ def convert(
 
     started = time.monotonic()
     options = ConvertOptions(dtype=getattr(torch, dtype), modelscope=modelscope, report=_Progress().tell)
-    written = run(file, directory, options, overwrite=overwrite)
+    try:
+        written = run(file, directory, options, overwrite=overwrite)
+    except KeyboardInterrupt:
+        note(f"stopped: nothing was written, {directory} is as it was")
+        return 130
     note(f"wrote {written} in {clock(time.monotonic() - started)}")
+    return 0
 
 
 @final

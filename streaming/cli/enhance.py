@@ -69,10 +69,10 @@ def enhance(
     where = checks.device(device)
     kind = checks.dtype(dtype, where)
     note(f"loading the enhancer of {model} on {where}")
-    enhancer = _shaped(
+    enhancer = stage3.shaped(
         stage3.load(model, where, kind, blender=blender, preset=preset, steps=steps, strength=strength,
                     guidance=guidance, negative_prompt=negative_prompt),
-        source,
+        source.height, source.width,
     )  # fmt: skip
     replaces = path.exists()
     try:
@@ -107,18 +107,6 @@ def _prompts(video: Path, prompt: str | None) -> PromptSchedule:
     if not checkpoint.exists():
         raise UserError(f"what does {video} show? Say it in words behind the file name")
     return Checkpoint.load(checkpoint).prompts[0]
-
-
-def _shaped(enhancer: "Enhancer", video: "Video") -> "Enhancer":
-    """The enhancer with the video's aspect ratio: its shorter side as it was made for, or as large as fits a canvas."""
-    from dataclasses import replace
-
-    factor, canvas = enhancer.codec.factor, enhancer.canvas
-    scale = min(enhancer.height, enhancer.width) / min(video.height, video.width)
-    if canvas is not None:
-        scale = min(canvas[0] / video.height, canvas[1] / video.width)
-    height, width = (max(1, round(side * scale / factor)) * factor for side in (video.height, video.width))
-    return replace(enhancer, height=height, width=width)
 
 
 def _small(video: "Video", enhancer: "Enhancer") -> "Iterator[Frames]":

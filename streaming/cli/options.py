@@ -14,7 +14,7 @@ DEFAULT_MODEL = "tiny-modelscope"
 SETTING = "command"
 """Under which the options stand among a checkpoint's settings, as JSON."""
 
-FREE = frozenset({"frames", "prompt_at", "device", "overwrite"})
+FREE = frozenset({"frames", "prompt_at", "device", "overwrite", "enhance_mode", "strength", "blender"})
 """Options that may differ from the first run's when a video is continued."""
 
 

@@ -71,10 +71,13 @@ def what_exists(options: Options, began: bool) -> str:
 
 def _enhancer(rollout: Rollout) -> Enhancer:
     options, parts = rollout.options, rollout.parts
-    return stage3.load(
+    if options.enhance_mode == "joint" and options.goal > stage3.MOST_JOINT:
+        raise UserError(stage3.too_long())
+    enhancer = stage3.load(
         options.model, parts.device, parts.dtype, blender=options.blender, preset=options.preset,
         strength=options.strength, negative_prompt=options.negative_prompt,
     )  # fmt: skip
+    return stage3.shaped(enhancer, parts.height, parts.width)
 
 
 def _make(rollout: Rollout, complete: bool, enhancer: Enhancer | None, show: Display) -> None:

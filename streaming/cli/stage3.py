@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -45,6 +46,18 @@ def load(
     )
 
 
+def shaped(enhancer: Enhancer, rows: int, cols: int) -> Enhancer:
+    """The enhancer for a video of rows x cols: its shorter side as it was made for, or as large as fits a canvas."""
+    factor, canvas = enhancer.codec.factor, enhancer.canvas
+    scale = min(enhancer.height, enhancer.width) / min(rows, cols)
+    if canvas is not None:
+        scale = min(canvas[0] / rows, canvas[1] / cols)
+    high, wide = (max(1, round(side * scale / factor)) for side in (rows, cols))
+    if canvas is None:
+        high, wide = enhancer.backbone.fitting_size(high, wide)
+    return replace(enhancer, height=high * factor, width=wide * factor)
+
+
 def enhanced(
     enhancer: Enhancer,
     mode: str,
@@ -68,13 +81,18 @@ def enhanced(
     return enhance_joint(enhancer, video, prompts, key=key, progress=report)
 
 
+def too_long() -> str:
+    """What is wrong with a video of more than `MOST_JOINT` frames."""
+    return f"more than {MOST_JOINT} frames are too many for joint enhancement: use the causal mode"
+
+
 def _whole(pieces: Iterable[Frames]) -> Frames:
     held, count = [], 0
     for piece in pieces:
         held.append(piece)
         count += piece.shape[1]
         if count > MOST_JOINT:
-            raise UserError(f"more than {MOST_JOINT} frames are too many for joint enhancement: use the causal mode")
+            raise UserError(too_long())
     return torch.cat(held, dim=1)
 
 

@@ -60,7 +60,7 @@ class ToyNetwork(Backbone):
         self, fixture: Fixture, formula: ast.expr, y: Sequence[float], names: Mapping[str, Any], window: Window
     ) -> None:
         super().__init__()
-        self.fixture, self.formula, self.y, self.names, self.sizes = fixture, formula, y, names, window
+        self.fixture, self.formula, self.y, self.names, self._window = fixture, formula, y, names, window
 
     @property
     def feature_sites(self) -> tuple[FeatureSite, ...]:

@@ -123,7 +123,7 @@ def solve(fixture: Fixture, sizes: Sizes, offsets: Tensor) -> None:
     levels = fixture.number("total_noise_levels", fixture.config.get("noise_levels", 600))
     solver = TrailingSDE(steps, fixture.number("eta", 1.0), published_start=True)
     strength = levels / len(scheduler.alphas_cumprod)
-    plan, ratios = solver.plan(scheduler, strength)
+    ratios, plan = solver.plan(scheduler, strength)
     if len(offsets) < steps:
         fixture.give_up(f"{len(offsets)} calls for {steps} steps")
     clean, start = _start(fixture, plan[0])

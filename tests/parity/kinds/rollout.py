@@ -14,7 +14,7 @@ from streaming.noise import Noise, OneGenerator, Shape
 from streaming.openings import VideoOpening
 from streaming.parts import Parts
 from streaming.prompts import PromptSchedule
-from streaming.sample import Denoise, Sampler, Solver, StepNoise
+from streaming.sample import Denoise, Sampler, Solver, Step, StepNoise
 from streaming.video import to_bytes
 from tests.parity.chunk import GivenText, Pipeline, channel_major, like, to_unit
 from tests.parity.fixture import PART, TOLERANCE, Fixture
@@ -67,6 +67,10 @@ class Recording(Solver):
         self.sampler, self.steps = sampler, sampler.steps
         self.results: list[Tensor] = []
         self.starts: list[Tensor] = []
+
+    def plan(self, scheduler: Any, strength: float = 1.0) -> tuple[Any, list[Step]]:
+        """The sampler's."""
+        return self.sampler.plan(scheduler, strength)
 
     def __call__(
         self,
