@@ -120,6 +120,18 @@ def _sampler(model: Model) -> Sampler:
     return Sampler(model.defaults.sampler, model.defaults.steps, model.defaults.eta)
 
 
+_LEVELS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "prediction_type",
+)
+"""Of a scheduler's settings those that say which noise levels the network was trained on, and for what."""
+
+
 def _published(model: Model, spacing: Literal["leading", "linspace"]) -> "SchedulerMixin":
     """The model's noise levels with the published code's choice of times: 981, 961 ... 1 or 999, 979 ... 20.
 
@@ -130,9 +142,8 @@ def _published(model: Model, spacing: Literal["leading", "linspace"]) -> "Schedu
     config = dict(model.scheduler.config)  # pyright: ignore[reportAttributeAccessIssue]
     if "beta_schedule" not in config:
         raise UserError(f"the preset 'official' is for diffusions and {model.name} is none: choose 'paper'")
-    levels = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
     return DDIMScheduler(
-        **{name: config[name] for name in levels if name in config},
+        **{name: config[name] for name in _LEVELS if name in config},
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,

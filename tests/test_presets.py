@@ -273,3 +273,11 @@ def test_official_is_for_diffusions():
     flow = model(scheduler=FlowMatchEulerDiscreteScheduler())
     with pytest.raises(UserError, match="the preset 'official' is for diffusions and toy is none: choose 'paper'"):
         parts("official", flow)
+
+
+def test_official_keeps_the_noise_levels_of_the_model():
+    made = replace(model(), scheduler=DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True))
+    given = official(made)
+    assert given.first is not None
+    for scheduler in (given.scheduler, given.first.scheduler):
+        assert torch.equal(scheduler.alphas_cumprod, made.scheduler.alphas_cumprod)

@@ -1,5 +1,6 @@
 """The published pipeline of one chunk, put together from this library's parts for a fixture's configuration."""
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, final
@@ -22,6 +23,11 @@ from streaming.sites import Deltas, combine
 from tests.parity.fixture import Fixture
 from tests.parity.network import build_apm, build_backbone, build_cam, build_mixers, fill, pooled_images
 
+MODELSCOPE_SCHEDULER = {
+    "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000,
+    "set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False, "prediction_type": "epsilon",
+}  # fmt: skip
+"""Where neither a file nor one that it names tells."""
 PUBLISHED = {"guidance_scale": 7.5, "eta": 1.0, "num_inference_steps": 50}
 """Where a file does not tell."""
 NOISE = r"in\.(variance_)?noise"
@@ -36,11 +42,11 @@ class Pipeline:
         self.fixture, self.config = fixture, fixture.config
         if "unet" not in self.config:
             fixture.give_up("its config has no `unet`")
-        self.text = fixture.read(r"in\.(text|prompt)_embed\w*")
+        self.text = text_rows(fixture)
         self.guidance = ClassifierFree(fixture.number("guidance_scale", PUBLISHED["guidance_scale"]))
         self.steps = int(fixture.number("num_inference_steps", PUBLISHED["num_inference_steps"]))
         self.sampler = Sampler("ddim", self.steps, fixture.number("eta", PUBLISHED["eta"]))
-        self.scheduler: Any = DDIMScheduler.from_config(fixture.json("scheduler"))
+        self.scheduler: Any = DDIMScheduler.from_config(scheduler_config(fixture))
         self.window = Window(
             int(self.config.get("video_length", 16)), int(self.config.get("num_control_input_frames", 8))
         )
@@ -160,9 +166,25 @@ class GivenText(TextEncoder):
         return EncodedText(torch.stack([self.embeddings[int(bool(prompt))] for prompt in prompts]))
 
 
+def text_rows(fixture: Fixture) -> Tensor:
+    """Embeddings [unconditional rows, conditional rows], of one tensor or of two."""
+    names = fixture.names(r"in\.((negative_|uncond_)?(text|prompt)_embed\w*|encoder_hidden_states)")
+    if len(names) == 2:
+        names.sort(key=lambda name: not re.search("neg|uncond", name))
+    return torch.cat([fixture.read(re.escape(name)) for name in names]) if names else fixture.read("in.text_embeds")
+
+
+def scheduler_config(fixture: Fixture) -> Any:
+    """The file's, else that of a file that it names, else ModelScope's."""
+    for one in (fixture, *fixture.siblings()):
+        if "scheduler" in one.meta:
+            return one.json("scheduler")
+    return MODELSCOPE_SCHEDULER
+
+
 def to_unit(frames: Tensor) -> Tensor:
     """Frames in [0, 1] of frames in [-1, 1] or of bytes; those that are never negative are in [0, 1] already."""
-    if not frames.is_floating_point():
+    if not frames.is_floating_point() or float(frames.max()) > 1.5:
         return frames.float() / 255
     return (frames / 2 + 0.5 if float(frames.min()) < 0 else frames).clamp(0, 1)
 

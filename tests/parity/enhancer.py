@@ -83,7 +83,13 @@ class ToyNetwork(Backbone):
         level = call.level
         rows = []
         for x, time, guided in zip(call.latents, call.time.tolist(), call.guided, strict=True):
-            names = {"x": x, "t": time, "y": self.y[guided.text], "chunk_index": chunk, "k": chunk, **self.names}
+            names = {
+                "x": x,
+                "t": time,
+                "y": self.y[guided.text],
+                **dict.fromkeys(("chunk_index", "chunk", "k", "i", "c"), chunk),
+                **self.names,
+            }
             if level is not None:
                 names |= {"alpha": level.signal, "sigma": level.noise}
             rows.append(evaluate_of(self.fixture, self.formula, names) + torch.zeros_like(x))

@@ -134,6 +134,14 @@ class Fixture:
         owner = self if found else next((other for other in self.siblings() if other.has(start)), self)
         return {name[len(start) :]: value.float() for name, value in owner.tensors.items() if name.startswith(start)}
 
+    def drawn(self, prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Weights by the metadata's formula, their names behind `prefix`; empty if the metadata has none."""
+        if not self.meta.get("weights_formula"):
+            return {}
+        if not is_known(self.meta["weights_formula"]):
+            self.give_up(f"its weights_formula is not the known one: {self.meta['weights_formula']}")
+        return {name: formula(prefix + name, tuple(shape)) for name, shape in shapes.items()}
+
     def has(self, start: str) -> bool:
         """Whether a tensor's name begins so."""
         return any(name.startswith(start) for name in self.tensors)

@@ -22,6 +22,9 @@ TEXT = 77
 MERGER_HEAD = 64
 """Channels of a head in CAM's mergers, whatever the UNet's are (published code)."""
 
+POOLED = {"proj.weight": (1024, 48), "proj.bias": (1024,)}
+"""The toy in place of CLIP where a file gives its weights by the formula alone: AdaptiveAvgPool(4), Linear."""
+
 EMBEDDING_WIDTHS = (32, 96, 256, 512)
 """E_cond's, where a config does not tell (published model)."""
 
@@ -85,6 +88,9 @@ def build_mixers(fixture: Fixture, backbone: Backbone, *, image_tokens: int, hom
     with torch.device("meta"):
         apm = APM(config, NoImages()).eval()
     fill(fixture, apm, "apm", backbone, home=home, only=("mixers.",))
+    for unused in (apm.proj_in, apm.proj_out):  # the loop takes the fingerprint of a memory's weights, of these too
+        for value in unused.to_empty(device="cpu").parameters():
+            nn.init.zeros_(value)
     return apm
 
 
@@ -123,7 +129,11 @@ def fill(
 
 def recognise(fixture: Fixture, home: str) -> None:
     """Stored weights of networks that the file's outputs did without count as known."""
-    names = {name: home + name.removeprefix("state.") for name in fixture.tensors if name.startswith("state.")}
+    names = {
+        name: home + name.removeprefix("state.").removeprefix(home)
+        for name in fixture.tensors
+        if name.startswith("state.")
+    }
     layout = Layout.of(names.values())
     fixture.used.update(name for name, whole in names.items() if to_ours(whole, layout) is not None)
 
@@ -201,7 +211,7 @@ class PooledImages(ImageEncoder):
 
 def pooled_images(fixture: Fixture) -> PooledImages:
     """The toy encoder with the fixture's weights: the pool's size is told by the projection's inputs."""
-    state = fixture.state("image_encoder.")
+    state = fixture.state("image_encoder.") or fixture.drawn("image_encoder.", POOLED)
     weight, bias = state.get("proj.weight"), state.get("proj.bias")
     if weight is None or set(state) - {"proj.weight", "proj.bias"}:
         return fixture.give_up(f"an image encoder with weights {', '.join(state) or 'nowhere'}: expected proj.*")

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,23 +19,30 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Div: lambda a, b: a / b,
     ast.Pow: lambda a, b: a**b,
 }
-_FORMULA = re.compile(r"\b(x0|v|eps|out(?:put)?)\s*(?:\([^()]*\))?\s*=\s*([^;=]+)")
+_FORMULA = re.compile(
+    r"\b(x0|v|eps|out(?:put)?|model|f)\s*(?:\([^()]*\))?\s*=\s*([^;=]+)|\b(returns|gives)\s+(?![^;=]*=)([^;=]+)"
+)
+NAMES = {"x", "z", "t", "y", "k", "i", "c", "chunk", "chunk_index", "alpha", "sigma", *FUNCTIONS}
+"""What a formula may speak of; an equation with other names is none of a network."""
 _TOKEN = re.compile(r"\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+|[A-Za-z_]\w*|\*\*|[-+*/()]")
 _SPELLED = {"chunk index": "chunk_index", "chunk_idx": "chunk_index", "x_chunk": "x", "x_t": "x", "xt": "x",
             "^": "**", "·": "*", "×": "*", "torch.": ""}  # fmt: skip
 
 
-def find_formula(text: str) -> tuple[str, ast.expr] | None:
+def find_formula(text: str, extra: Iterable[str] = ()) -> tuple[str, ast.expr] | None:
     """What is given (x0, v or eps) and by which formula; None if a text holds none that can be read."""
     for spelled, plain in _SPELLED.items():
         pattern = re.escape(spelled)
         text = re.sub(rf"\b{pattern}\b" if spelled[-1].isalpha() else pattern, plain, text)
     for match in _FORMULA.finditer(text):
-        for end in _ends(match[2]):
+        for end in _ends(match[2] or match[4]):
             try:
-                return match[1], ast.parse(_explicit(end), mode="eval").body
+                found = ast.parse(_explicit(end), mode="eval").body
             except (SyntaxError, ValueError):
                 continue
+            named = {node.id for node in ast.walk(found) if isinstance(node, ast.Name)}
+            if named & {"x", "z"} and named <= NAMES | set(extra):
+                return {"model": "v", "f": "v", None: "v"}.get(match[1], match[1]), found
     return None
 
 

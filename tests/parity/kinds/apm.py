@@ -11,7 +11,7 @@ from adapters.official_names import mixer_to_ours
 from backends.image_preprocess import CLIP_MEAN, CLIP_STD, prepare, resize
 from streaming.codec import ImageEncoder
 from streaming.sites import ContextSite
-from tests.parity.fixture import Fixture
+from tests.parity.fixture import PART, Fixture
 from tests.parity.registry import handles
 
 
@@ -96,36 +96,47 @@ def cross_attention(fixture: Fixture) -> None:
 
 
 def preprocessing(fixture: Fixture, images: list[str]) -> None:
-    """CLIP's input for images [N, 3, H, W] or [3, H, W] in [-1, 1], or bytes: `in.image_X` goes with `out.NAME_X`.
+    """CLIP's input for images [N, 3, H, W] in [-1, 1], or bytes: `in.image_256` goes with `out.NAME_256`.
 
-    Outputs with `resize` in their name are those before the normalisation.
+    An output belongs to the image with which its name has most words in common, of several the one with least others;
+    one of a zero image that is not given belongs to a grey one. `_check_prepared` says what names of outputs mean.
     """
-    outputs = fixture.names(r"out\.(?!clip_embed|tokens)[\w.]+")
-    for name in images:
-        fitting = outputs if len(images) == 1 else [out for out in outputs if _ending(out) == _ending(name)]
-        if not fitting:
-            fixture.give_up(f"no output for {name} among {', '.join(outputs)}")
-        given = fixture.read(re.escape(name))
-        for out in fitting:
-            _check_prepared(fixture, given, out)
+    for name in fixture.names(r"out\.(?!clip_embed(?!\w*input)|tokens)[\w.]+"):
+        words = _words(name)
+        zero = words & {"zero", "zeros", "grey", "gray", "uncond"}
+        if zero and not any(zero & _words(image) for image in images):
+            like = fixture.tensors[images[0]]
+            _check_prepared(fixture, torch.zeros_like(like[:1].float()), name)
+            continue
+        own = max(images, key=lambda image: (len(words & _words(image)), -len(_words(image) - words)))
+        _check_prepared(fixture, _channels_first(fixture.read(re.escape(own))), name)
+
+
+def _words(name: str) -> set[str]:
+    """`image`, `256` of `in.image_256`."""
+    return set(re.findall(r"[a-z]+|\d+", name.partition(".")[2]))
+
+
+def _channels_first(image: Tensor) -> Tensor:
+    return image if image.shape[-3] == 3 else image.movedim(-1, -3)
 
 
 def _images(fixture: Fixture) -> list[str]:
     tensors = fixture.tensors
-    return [name for name in fixture.names(r"in\.[\w.]+") if tensors[name].ndim >= 3 and tensors[name].shape[-3] == 3]
-
-
-def _ending(name: str) -> str:
-    """The last word of a name: `256` of `in.image_256`."""
-    return re.split(r"[._]|(?<=[a-z])(?=\d)", name)[-1]
+    return [
+        name
+        for name in fixture.names(r"in\.[\w.]+")
+        if tensors[name].ndim >= 3 and 3 in (tensors[name].shape[-3], tensors[name].shape[-1])
+    ]
 
 
 def _check_prepared(fixture: Fixture, given: Tensor, name: str) -> None:
-    expected = fixture.tensors[name]
+    """`resized` and `bicubic` before the normalisation (in the range of what is expected), others normalised."""
+    expected = next(value for key, value in fixture.tensors.items() if PART.sub(r"\1", key) == name)
     value = given if given.is_floating_point() else given.float() / 127.5 - 1
     colours = [fixture.config.get(key, default) for key, default in (("mean", CLIP_MEAN), ("std", CLIP_STD))]
     images, size = value.reshape(-1, *value.shape[-3:]) / 2 + 0.5, (expected.shape[-2], expected.shape[-1])
-    if "resize" in name:
+    if re.search(r"resize|bicubic|unnorm|before", name):
         resized = resize(images, size)
         prepared = 2 * resized - 1 if float(expected.min()) < -0.25 else resized
     else:

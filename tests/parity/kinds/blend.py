@@ -26,10 +26,14 @@ from tests.parity.registry import handles
 from tests.parity.toy import find_formula
 
 EXACT = {"tolerance": 0.0}
+STRIDES = ("calls", "steps", "solver_steps", "num_steps", "num_inference_steps")
+"""How a file may call the evaluations of its solver."""
 CLEAN = r"in\.(x|x0|x_0|clean|video|latents|video_latents|z)"
 NOISED = r"in\.(xt|x_t|noised|start|x_start)"
 START = r"in\.(noise|start_noise|sdedit_noise|init_noise|eps)"
-INCREMENTS = r"(in|aux)\.\w*(increments?|brownian|step_noises?|solver_noises?|noises)\w*"
+INCREMENTS = (
+    r"(in|aux)\.(\w*(increments?|brownian|noises|noise_samples)|(step|solver|sde|sampler)_noises?)\w*([._]\d+)?"
+)
 
 
 @handles("st2v_blend_*")
@@ -40,7 +44,7 @@ def blend(fixture: Fixture) -> None:
     origins = torch.stack([origins_from_draws(cuts, sizes.chunk, sizes.overlap, sizes.frames) for cuts in offsets])
     if "out.origin" in fixture.tensors:
         fixture.check("out.origin", origins.view(fixture.tensors["out.origin"].shape), **EXACT)
-    if fixture.find(INCREMENTS):
+    if fixture.find(INCREMENTS) or _formula(fixture)[0] in ("v", "eps"):
         solve(fixture, sizes, offsets)
     elif fixture.find(CLEAN):
         blended_predictions(fixture, sizes, offsets, origins)
@@ -58,7 +62,7 @@ class Sizes:
     @classmethod
     def of(cls, fixture: Fixture) -> "Sizes":
         """From config and metadata; the number of frames also from the latents."""
-        name = fixture.find(CLEAN, NOISED)
+        name = fixture.find(CLEAN, NOISED, START)
         frames = None if name is None else fixture.tensors[name].shape[2]
         return cls(
             int(fixture.number("chunk_size")),
@@ -84,8 +88,8 @@ def _offsets(fixture: Fixture, sizes: Sizes) -> Tensor:
     seed = fixture.meta.get("python_random_seed", fixture.config.get("python_random_seed"))
     if name is None and seed is None:
         return fixture.give_up("it has neither offsets nor python_random_seed")
-    stored = None if name is None else fixture.read(re.escape(name)).reshape(-1, boundaries)
-    calls = len(stored) if stored is not None else int(fixture.number("calls"))
+    stored = None if name is None else fixture.read(re.escape(name)).flatten(1)
+    calls = len(stored) if stored is not None else _calls(fixture)
     if seed is not None:
         source = random.Random(int(seed))
         drawn = [[source.randint(0, sizes.overlap - 1) for _ in range(boundaries)] for _ in range(calls)]
@@ -96,6 +100,11 @@ def _offsets(fixture: Fixture, sizes: Sizes) -> Tensor:
     return stored
 
 
+def _calls(fixture: Fixture) -> int:
+    known = [name for name in STRIDES if name in fixture.meta or name in fixture.config]
+    return int(fixture.number(known[0] if known else STRIDES[0]))
+
+
 def blended_predictions(fixture: Fixture, sizes: Sizes, offsets: Tensor, origins: Tensor) -> None:
     """out.x0 [call, 1, C, F, h, w] of a toy denoiser that predicts x0 of in.x, the same in every call."""
     latents, formula = fixture.read(CLEAN), _formula(fixture)
@@ -103,7 +112,7 @@ def blended_predictions(fixture: Fixture, sizes: Sizes, offsets: Tensor, origins
         fixture.give_up(f"a toy that predicts {formula[0]}, without a noise level")
     spans, blender = sizes.spans, GivenCuts(chunk=sizes.chunk, overlap=sizes.overlap, offsets=offsets)
     chunks = torch.cat([latents[:, :, span.start : span.stop] for span in spans])
-    names = [{"x": one, "chunk_index": k, "k": k} for k, one in enumerate(chunks)]
+    names = [{"x": one, **dict.fromkeys(("chunk_index", "chunk", "k", "i", "c"), k)} for k, one in enumerate(chunks)]
     stack = torch.stack([evaluate_of(fixture, formula[1], given) for given in names])
     found = []
     for call, origin in enumerate(origins.tolist()):
@@ -141,21 +150,29 @@ def _check_solver(fixture: Fixture, seen: "Recorder", last: Tensor, plan: list[S
     times = torch.tensor([step.time for step in plan])
     known: list[tuple[str, Any]] = [
         (r"out\.(model_)?(timesteps|times|t)", times),
-        (r"out\.(ve_)?sigmas\w*", torch.tensor(ratios, dtype=torch.float64)),
+        (r"(in|out)\.(ve_)?sigmas\w*", torch.tensor(ratios, dtype=torch.float64)),
         (r"out\.(xt|x_t|noised|sdedit_start)", seen.inputs[0] / plan[0].level.noise),
-        (r"out\.(start|x_start|first_input|model_input_first)", seen.inputs[0]),
-        (r"out\.(model_inputs?|inputs|traj\w*|x_in)", torch.stack(seen.inputs)),
-        (r"out\.(x0s|x0_steps|x0_preds?|denoised|x0_all)", torch.stack(seen.clean)),
+        (r"out\.(start|x_start|first_(model_)?input|model_input_first)", seen.inputs[0]),
+        (r"out\.(model_inputs?|model_in|network_inputs?|inputs|traj\w*|x_in)", torch.stack(seen.inputs)),
+        (r"out\.(x0s|x0_(steps|calls|per_call|preds?|all)|denoised)", torch.stack(seen.clean)),
         (r"out\.(x0|x_0|final|samples?|latents|video|result|out|x)", last),
     ]
     for pattern, value in known:
         for name in fixture.names(pattern):
             expected = fixture.tensors[name]
+            if value.ndim == 1:  # tables: with the end or without it
+                value = value[: len(expected)]
             if value is last and expected.numel() == last.numel() * len(plan):
                 value = torch.stack(seen.clean)
             fixture.check(name, value.reshape(expected.shape) if value.numel() == expected.numel() else value)
-    numbered = {"x0": seen.clean, "denoised": seen.clean, "x": seen.inputs, "model_input": seen.inputs}
-    for name in fixture.names(r"out\.(x0|denoised|x|model_input)[._]\d+"):
+    numbered = {
+        "x0": seen.clean,
+        "denoised": seen.clean,
+        "x": seen.inputs,
+        "model_input": seen.inputs,
+        "model_in": seen.inputs,
+    }
+    for name in fixture.names(r"out\.(x0|denoised|x|model_input|model_in)[._]\d+"):
         kind, number = re.split(r"[._](?=\d+$)", name.removeprefix("out."))
         values = [*numbered[kind], last]
         fixture.check(name, values[int(number)].reshape(fixture.tensors[name].shape))
@@ -186,7 +203,15 @@ class Recorder:
 
 
 def _formula(fixture: Fixture) -> tuple[str, ast.expr]:
-    found = next((f for f in map(find_formula, fixture.meta.values()) if f is not None), None)
+    extra = [name.removeprefix("in.") for name in fixture.names(r"in\.\w+")]
+    found = next(
+        (
+            f
+            for text in [*fixture.meta.values(), *map(str, fixture.config.values())]
+            if (f := find_formula(text, extra)) is not None
+        ),
+        None,
+    )
     if found is None:
         return fixture.give_up("its metadata has no formula of a toy network (like `x0 = x + 1000*(chunk index+1)`)")
     return found
@@ -196,14 +221,14 @@ def _start(fixture: Fixture, first: Step) -> tuple[Tensor, Tensor]:
     """Clean video and noise of SDEdit; a noised video that is given stands for a clean one without noise."""
     if fixture.find(CLEAN) and fixture.find(START):
         return fixture.read(CLEAN), fixture.read(START)
-    noised = fixture.read(NOISED)
+    noised = fixture.read(NOISED, CLEAN, START)  # the only one there is
     return noised / first.level.signal, torch.zeros_like(noised)
 
 
 def _increments(fixture: Fixture, ratios: list[float], like: Tensor) -> Tensor:
     """Standard normal noise of each step; increments of a Brownian path over the steps' sigmas are made so."""
     name = fixture.find(INCREMENTS) or ""
-    given = fixture.read(INCREMENTS)
+    given = torch.stack([fixture.read(re.escape(one)) for one in fixture.names(INCREMENTS)])
     given = given.reshape(-1, *like.shape)
     sigmas = torch.tensor(ratios, dtype=torch.float64)
     expected = (sigmas[:-1] - sigmas[1:]).abs().sqrt()[: len(given)].float()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from adapters.condition import ConditionEncoder
 from adapters.merger import Merger
-from adapters.official_names import merger_to_ours
+from adapters.official_names import merger_to_official, merger_to_ours
 from tests.parity.fixture import Fixture
 from tests.parity.network import MERGER_HEAD, maps_like
 from tests.parity.registry import handles
@@ -38,7 +38,8 @@ def merger(fixture: Fixture) -> None:
     config = fixture.config
     width = features.shape[-1]
     module = Merger(width, int(config.get("attention_head_dim", MERGER_HEAD)), int(config.get("norm_num_groups", 32)))
-    state = fixture.state()
+    theirs = {merger_to_official(name): value.shape for name, value in module.state_dict().items()}
+    state = fixture.state() or fixture.drawn(fixture.meta.get("weights_formula_prefix", ""), theirs)
     module.load_state_dict({merger_to_ours(name): value for name, value in state.items()})
     if config.get("norm_eps", module.norm.eps) != module.norm.eps:
         fixture.give_up(f"a merger's norm with eps {config['norm_eps']}, not {module.norm.eps}")
@@ -58,7 +59,8 @@ def cond_embedding(fixture: Fixture) -> None:
         int(config["conditioning_embedding_channels"]),
         shrink=bool(config.get("downsample", True)),
     )
-    encoder.load_state_dict(fixture.state())
+    shapes = {name: value.shape for name, value in encoder.state_dict().items()}
+    encoder.load_state_dict(fixture.state() or fixture.drawn(fixture.meta.get("weights_formula_prefix", ""), shapes))
     video = image.transpose(0, 1)[None] if image.ndim == 4 else image.transpose(1, 2)
     embedding = encoder(video)
     shape = fixture.shape("out.embedding")

@@ -1,6 +1,7 @@
 """`predict_step` of the published code: a given first chunk, generated chunks, and all of them stitched."""
 
 import re
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -18,12 +19,14 @@ from streaming.sample import Denoise, Sampler, Solver, Step, StepNoise
 from streaming.video import to_bytes
 from tests.parity.chunk import GivenText, Pipeline, channel_major, like, to_unit
 from tests.parity.fixture import PART, TOLERANCE, Fixture
+from tests.parity.kinds.traj import check_times
 from tests.parity.registry import handles
 
-FIRST = (r"in\.first_\w+", r"in\.(video|frames|short)[\w.]*", r"in\.\w*(chunk|video)[\w.]*")
+FIRST = (r"in\.(first|initial|short)_\w+", r"in\.(input_)?(video|frames)\w*", r"in\.\w*(chunk|video)[._]?\d?")
 """Names of the first chunk."""
-START, NOISE = r"in\.init\w*latents?([._]\d+)?|in\.latents([._]\d+)?", r"in\.\w*noise([._]\d+)?"
-NUMBERED = re.compile(r"out\.(?P<kind>[a-z_]*?)[._]?(?P<number>\d+)(?:[._](?:u?int8|float|video|frames))?")
+START = r"in\.(chunk[._]?\d+[._])?(init\w*?)?latents?([._]?(chunk)?[._]?\d+)?"
+NOISE = r"in\.(chunk[._]?\d+[._])?\w*?noise([._]?(chunk)?[._]?\d+)?"
+NUMBERED = re.compile(r"out\.(?P<kind>[a-z_.]*?)[._]?(?P<number>\d{1,2})(?P<rest>[._][a-z_0-9]+)?")
 
 
 @handles("st2v_rollout_*")
@@ -53,6 +56,7 @@ def rollout(fixture: Fixture) -> None:
         truncate=True,
     )
     _check_anchor(fixture, first)
+    check_times(fixture, pipeline)
     wanted = _generated(fixture, pipeline, len(first))
     made = list(stream(parts, PromptSchedule.fixed("given"), VideoOpening(first), key=Key(0), chunks=1 + wanted))
     assert solver.results and solver.results[0].shape[2:] == shape
@@ -119,21 +123,16 @@ def _long(fixture: Fixture, pipeline: Pipeline) -> LongTermMemory[Any]:
 
 def _noise(fixture: Fixture, pipeline: Pipeline) -> Noise:
     """Stored numbers, else one generator of the file's seed."""
-    starts, noises = _stacked(fixture, START, 5), _stacked(fixture, NOISE, 5)
-    if len(noises) == 1 and len(noises[0]) == len(starts) * pipeline.steps:  # of all chunks, one after the other
-        noises = list(noises[0].split(pipeline.steps))
+    starts = [one for value in _read_all(fixture, START) for one in value.flatten(0, -5).split(1)]
+    noises = [one for value in _read_all(fixture, NOISE) for one in value.flatten(0, -5).split(pipeline.steps)]
     if starts and noises:
         return GivenNoise(starts, noises)
-    if starts or noises:
-        fixture.give_up("it has initial latents or noise, but not both")
     drawn = re.search(r"manual_seed\((\d+)\)", fixture.meta.get("draws", ""))
     return OneGenerator(int(drawn[1]) if drawn else int(fixture.number("seed", 33)))
 
 
-def _stacked(fixture: Fixture, pattern: str, axes: int) -> list[Tensor]:
-    """One tensor of so many axes a chunk, from numbered tensors or from stacked ones."""
-    found = [fixture.read(re.escape(name)) for name in fixture.names(pattern)]
-    return [one for value in found for one in (value if value.ndim > axes else [value])]
+def _read_all(fixture: Fixture, pattern: str) -> list[Tensor]:
+    return [fixture.read(re.escape(name)) for name in fixture.names(pattern)]
 
 
 def _check_anchor(fixture: Fixture, first: Tensor) -> None:
@@ -153,8 +152,8 @@ def _generated(fixture: Fixture, pipeline: Pipeline, given: int) -> int:
     longest = max([length for length in lengths if length > given], default=0)
     if longest:
         return (longest - given) // new
-    numbers = {int(match["number"]) for k in fixture.tensors if (match := _numbered(k))}
-    return len(numbers) or int(fixture.number("n_autoregressive_generations", 3)) - 1
+    numbers = [int(match["number"]) for k in fixture.tensors if (match := _numbered(k))]
+    return max([*numbers, int(fixture.number("n_autoregressive_generations", 3)) - 1])
 
 
 def _is_video(value: Tensor) -> bool:
@@ -162,36 +161,73 @@ def _is_video(value: Tensor) -> bool:
 
 
 def _check(fixture: Fixture, pipeline: Pipeline, made: list[Chunk], solver: Recording) -> None:
-    """Every output by its name and shape. Raises AssertionError for one that is not understood."""
-    video = torch.cat([chunk.frames[0] for chunk in made])
-    numbers = sorted({int(m["number"]) for name in fixture.names(r"out\..*") if (m := _numbered(name))})
-    for name in dict.fromkeys(PART.sub(r"\1", name) for name in fixture.tensors if name.startswith("out.")):
-        match = _numbered(name)
-        if match is None:
-            check_frames(fixture, name, video)
-            continue
-        index = numbers.index(int(match["number"])) - (len(numbers) - len(solver.results))
-        if "latent" in match["kind"]:
-            latents = (solver.starts if "init" in match["kind"] else solver.results)[index]
-            fixture.check(name, like(latents, fixture.tensors[name]))
+    """Each output against the closest of what it may be by its shape: what is wrong is as far from all of them.
+
+    Chunks may be counted from 0 or 1, the given one among them or not, and some may be left out; within one kind of
+    output all are counted from the same.
+    """
+    given, new = made[0].frames[0], [chunk.frames[0] for chunk in made[1:]]
+    whole = [pipeline.codec.decode(latents)[0] for latents in solver.results]
+    ends = [one[-pipeline.window.overlap :] for one in (given, *whole)]
+    serial = [[given, *new], [given, *whole], ends, solver.results, solver.starts]
+    alone = [torch.cat([given, *new]), torch.cat(new), given, given[:1], *_tokens(fixture, pipeline, given[None, :1])]
+    alone += [torch.cat(some) for some in (solver.results, solver.starts)] + [solver.results[-1]]
+    alone += [torch.stack(some) for some in (new, whole, solver.results, solver.starts)]
+    kinds: dict[tuple[str, str], dict[int, str]] = {}
+    for name in fixture.names(r"out\..+"):
+        if (match := _numbered(name)) is None:
+            _check_closest(fixture, [name], [[value] for value in alone])
         else:
-            check_frames(fixture, name, _chunk(fixture, name, pipeline, made, solver, index))
+            kinds.setdefault((match["kind"], match["rest"] or ""), {})[int(match["number"])] = name
+    for names in kinds.values():
+        begins = [
+            (some, first) for some in serial for first in (-1, 0, 1) if all(0 <= n - first < len(some) for n in names)
+        ]
+        _check_closest(fixture, list(names.values()), [[some[n - first] for n in names] for some, first in begins])
+
+
+def _tokens(fixture: Fixture, pipeline: Pipeline, anchor: Tensor) -> list[Tensor]:
+    if not fixture.names(r"out\.(image_tokens|clip_embed)\w*"):
+        return []
+    state, grey = pipeline.apm.remember(anchor), torch.full_like(anchor, 0.5)
+    return [torch.cat([state.none, state.tokens]), pipeline.apm.embed(anchor), pipeline.apm.embed(grey)]
+
+
+def _check_closest(fixture: Fixture, names: list[str], candidates: list[list[Tensor]]) -> None:
+    """Raises AssertionError if none has the shapes of the outputs."""
+    fitting = [values for values in candidates if all(map(partial(_far, fixture), names, values))]
+    if not fitting:
+        fixture.give_up(f"no idea what {', '.join(names)} of shape {tuple(fixture.tensors[names[0]].shape)} is")
+    best = min(fitting, key=lambda values: max(_far(fixture, n, v) or 0.0 for n, v in zip(names, values, strict=True)))
+    for name, value in zip(names, best, strict=True):
+        check_frames(fixture, name, value) if value.ndim == 4 and value.shape[1] == 3 else fixture.check(
+            name, _like(value, fixture, name)
+        )
+
+
+def _like(value: Tensor, fixture: Fixture, name: str) -> Tensor:
+    expected = fixture.tensors[name]
+    value = like(value, expected) if value.ndim == 5 and value.shape[0] == 1 else value
+    return value.reshape(expected.shape) if value.numel() == expected.numel() else value
+
+
+def _far(fixture: Fixture, name: str, value: Tensor) -> float | None:
+    """The largest difference (and a bit); None where shapes don't fit."""
+    parts = [(key, PART.fullmatch(key)) for key in fixture.tensors if PART.sub(r"\1", key) == name]
+    expected = fixture.tensors[parts[0][0]]
+    ours = value[int(parts[0][1][2]) : int(parts[0][1][3])] if parts[0][1] else value
+    ours = _layout(ours, expected) if ours.ndim == 4 and ours.shape[1] == 3 else _like(ours, fixture, parts[0][0])
+    if ours.shape != expected.shape:
+        return None
+    scale = 1 if expected.is_floating_point() else 255
+    signed = scale == 1 and value.ndim == 4 and value.shape[1] == 3 and float(expected.min()) < -1e-3
+    return 1e-9 + float(((2 * ours - 1 if signed else ours * scale) - expected.float()).abs().max() / scale)
 
 
 def _numbered(name: str) -> re.Match[str] | None:
     """A chunk's output; `uint8` is no number of a chunk."""
     match = NUMBERED.fullmatch(name)
     return None if match is None or match["kind"].endswith("int") else match
-
-
-def _chunk(fixture: Fixture, name: str, pipeline: Pipeline, made: list[Chunk], solver: Recording, index: int) -> Tensor:
-    """The frames of generated chunk `index`, -1 for the given one: the new ones, or all if all are expected."""
-    if index < 0:
-        return made[0].frames[0]
-    new = made[index + 1].frames[0]
-    if len(_frames(fixture.tensors[name])) == len(new):
-        return new
-    return pipeline.codec.decode(solver.results[index])[0]
 
 
 def check_frames(fixture: Fixture, name: str, video: Tensor) -> None:
@@ -209,7 +245,14 @@ def check_frames(fixture: Fixture, name: str, video: Tensor) -> None:
 def _layout(video: Tensor, expected: Tensor) -> Tensor:
     """[T, 3, H, W], [3, T, H, W] or [T, H, W, 3], with a batch of one or without, as is expected."""
     layouts = (video, video.transpose(0, 1), video.permute(0, 2, 3, 1))
-    return next((one.reshape(expected.shape) for one in layouts if one.shape == expected.shape[-4:]), video)
+    return next(
+        (
+            one.reshape(expected.shape)
+            for one in layouts
+            if one.numel() == expected.numel() and one.shape == expected.shape[-4:]
+        ),
+        video,
+    )
 
 
 def _check_bytes(fixture: Fixture, name: str, ours: Tensor) -> None:

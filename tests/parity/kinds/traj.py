@@ -27,14 +27,19 @@ def trajectory(fixture: Fixture) -> None:
     noise = [channel_major(one, batch) for one in given]
     denoise = pipeline.denoiser(start, pipeline.memories(frames, long, state))
     last = pipeline.sampler(denoise, start, lambda step: noise[step], pipeline.scheduler)
-    times = [step.time for step in pipeline.sampler.plan(pipeline.scheduler)[1]]
-    if fixture.find(r"in\.timesteps") and fixture.read(r"in\.timesteps").tolist() != times:
-        fixture.give_up(f"its times are not {times}")
+    check_times(fixture, pipeline)
     _check_draws(fixture, pipeline, start, noise)
     _check_steps(fixture, denoise.latents[1:] + [last], denoise.guided)
     if fixture.find(r"out\.video"):
         video = pipeline.codec.decode(last)
         fixture.check("out.video", video if _axes(fixture, "out.video") == 5 else video.flatten(0, 1))
+
+
+def check_times(fixture: Fixture, pipeline: Pipeline) -> None:
+    """Raises AssertionError for given times that are not the sampler's."""
+    times = [step.time for step in pipeline.sampler.plan(pipeline.scheduler)[1]]
+    if fixture.find(r"in\.timesteps") and fixture.read(r"in\.timesteps").tolist() != times:
+        fixture.give_up(f"its times are not {times}")
 
 
 def _axes(fixture: Fixture, name: str) -> int:
