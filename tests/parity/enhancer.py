@@ -4,6 +4,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def evaluate_of(fixture: Fixture, formula: ast.expr, names: Mapping[str, Any]) -
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GivenCuts(ChunkBlender):
-    """Randomized blending whose cuts are given: [steps, boundaries]."""
+    """The library's own randomized blending in the published convention, with given draws: [steps, boundaries]."""
 
     offsets: Tensor
 
@@ -43,13 +44,25 @@ class GivenCuts(ChunkBlender):
         return True
 
     def share(self, overlap: int, key: Key) -> Tensor:
-        """0 before the cut of the key's step and boundary, 1 after it."""
+        """What the library makes of the key's draw, for which it must ask as the published code does."""
         step, right = (int(key.path[key.path.index(name) + 1]) for name in ("blend", "boundary"))
-        return (torch.arange(overlap) >= self.offsets[step, right - 1]).float()
+
+        def draw(_: Key, low: int, high: int, *shape: int) -> Tensor:
+            assert (low, high) == (0, overlap), (
+                f"the published code draws from 0 to {overlap - 1}, not {low} to {high - 1}"
+            )
+            return self.offsets[step, right - 1].expand(shape)
+
+        with patch.object(Key, "integers", draw):
+            return self._own.share(overlap, key)
 
     def probability(self) -> Tensor:
-        """As the published code's."""
-        return RandomizedBlending(chunk=self.chunk, overlap=self.overlap, convention="official").probability()
+        """As the library's."""
+        return self._own.probability()
+
+    @property
+    def _own(self) -> RandomizedBlending:
+        return RandomizedBlending(chunk=self.chunk, overlap=self.overlap, convention="official")
 
 
 @final

@@ -1,23 +1,25 @@
 """`predict_step` of the published code: a given first chunk, generated chunks, and all of them stitched."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from streaming.guidance import ClassifierFree
 from streaming.keys import Key
 from streaming.loop import Chunk, stream
 from streaming.memory import LongTermMemory
+from streaming.model import Defaults, Model
 from streaming.noise import Noise, OneGenerator, Shape
 from streaming.openings import VideoOpening
-from streaming.parts import Parts
+from streaming.parts import assemble
+from streaming.presets import Preset, official
 from streaming.prompts import PromptSchedule
 from streaming.sample import Denoise, Sampler, Solver, Step, StepNoise
 from streaming.video import to_bytes
-from tests.parity.chunk import GivenText, Pipeline, channel_major, like, to_unit
+from tests.parity.chunk import PUBLISHED, GivenText, Pipeline, channel_major, like, to_unit
 from tests.parity.fixture import PART, TOLERANCE, Fixture
 from tests.parity.kinds.traj import check_times
 from tests.parity.registry import handles
@@ -34,27 +36,21 @@ def rollout(fixture: Fixture) -> None:
     """out.video (floats or bytes, any layout), out.latents.N and out.chunk.N of generated chunks."""
     first = to_unit(_frames(fixture.read(*FIRST)))
     pipeline = Pipeline(fixture)
-    solver = Recording(pipeline.sampler)
     long = _long(fixture, pipeline)
     shape = pipeline.window.frames, first.shape[-2] // pipeline.codec.factor, first.shape[-1] // pipeline.codec.factor
     noise = _noise(fixture, pipeline)
-    parts = Parts(
+    model = Model(
+        name="fixture",
         backbone=pipeline.backbone,
         codec=pipeline.codec,
         text=GivenText(pipeline.text),
-        short=pipeline.cam,
-        long=long,
-        guidance=ClassifierFree(pipeline.guidance.scale),
-        sampler=solver,
+        image=None,
         scheduler=pipeline.scheduler,
-        height=first.shape[-2],
-        width=first.shape[-1],
-        fps=8.0,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        noise=noise,
-        truncate=True,
+        defaults=Defaults(height=first.shape[-2], width=first.shape[-1], fps=8.0),
     )
+    preset = _preset(model, pipeline)
+    solver = Recording(preset.sampler)
+    parts = assemble(model, short=pipeline.cam, long=long, sampler=solver, preset=replace(preset, noise=noise))
     _check_anchor(fixture, first)
     check_times(fixture, pipeline)
     wanted = _generated(fixture, pipeline, len(first))
@@ -133,6 +129,16 @@ def _noise(fixture: Fixture, pipeline: Pipeline) -> Noise:
 
 def _read_all(fixture: Fixture, pattern: str) -> list[Tensor]:
     return [fixture.read(re.escape(name)) for name in fixture.names(pattern)]
+
+
+def _preset(model: Model, pipeline: Pipeline) -> Preset:
+    """The library's own, with what the file says of settings other than the published ones."""
+    scale, other = pipeline.guidance.scale, pipeline.guidance.scale != PUBLISHED["guidance_scale"]
+    preset = official(model).but(steps=pipeline.steps, scale=scale if other else None)
+    assert isinstance(preset.sampler, Sampler)
+    if pipeline.sampler.eta != PUBLISHED["eta"]:
+        preset = replace(preset, sampler=replace(preset.sampler, eta=pipeline.sampler.eta))
+    return preset
 
 
 def _check_anchor(fixture: Fixture, first: Tensor) -> None:
