@@ -16,7 +16,8 @@ from adapters.official_place import PUBLISHED, fitting_configs, flat, place_tens
 from adapters.official_sizes import Config, axes, known, unnumbered
 from adapters.official_tokenizer import WORDS, read_tokenizer, write_tokenizer
 from streaming.convert import Converter, ConvertOptions
-from streaming.weights import DIFFUSERS, TRANSFORMERS, Checkpoint, Part, Take, same, write_json, write_parts
+from streaming.weights import Checkpoint
+from streaming.weights_write import DIFFUSERS, TRANSFORMERS, Part, Take, same, write_json, write_parts
 
 SCHEDULER = {
     "_class_name": "DDIMScheduler",

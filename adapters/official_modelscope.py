@@ -10,7 +10,8 @@ from pathlib import Path
 from adapters.official_sizes import Config, expected
 from streaming.convert_place import look
 from streaming.errors import UserError
-from streaming.weights import DIFFUSERS, Checkpoint, Part, Take, check_floats
+from streaming.weights import Checkpoint, check_floats
+from streaming.weights_write import DIFFUSERS, Part, Take
 
 _FILES = tuple(
     f"{DIFFUSERS}{end}"

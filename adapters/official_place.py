@@ -8,7 +8,8 @@ from torch import Tensor
 from adapters.official_names import PARTS, Layout, ignored, modern, to_official, to_ours
 from adapters.official_sizes import ATTENTIONS, CONFIGS, SKIPS, Config, axes, expected
 from streaming.errors import UserError
-from streaming.weights import Checkpoint, Take, check_floats, same
+from streaming.weights import Checkpoint, check_floats
+from streaming.weights_write import Take, same
 
 PUBLISHED = Layout(skips=SKIPS, attentions=ATTENTIONS)
 """Of the published model."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streaming.errors import UserError
-from streaming.weights import write_json
+from streaming.weights_write import write_json
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "!"
 """Marks. Prompts are padded with "!", id 0, as ModelScope's special_tokens_map has it; in a prompt, transformers then

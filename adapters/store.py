@@ -14,7 +14,7 @@ from streaming.errors import UserError
 from streaming.folders import save_folder
 from streaming.model import Model
 from streaming.sites import ContextSite, FeatureSite
-from streaming.weights import shard_names, shards
+from streaming.weights_write import shard_names, shards
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

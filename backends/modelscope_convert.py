@@ -21,7 +21,8 @@ from streaming.convert import Converter, ConvertOptions
 from streaming.errors import UserError
 from streaming.model import Defaults
 from streaming.sample_sde import TRAILING_SDE
-from streaming.weights import Checkpoint, Part, Take, check_floats, write_json, write_parts
+from streaming.weights import Checkpoint, check_floats
+from streaming.weights_write import Part, Take, write_json, write_parts
 
 Kind = Literal["text-to-video", "video-to-video"]
 

@@ -42,6 +42,8 @@ def main(
     output: Annotated[Path | None, typer.Option(help="All figures as JSON")] = None,
 ) -> None:
     """Prints seconds for each new frame, TFLOP/s against counted FLOPs and matmul ceiling, and peak memory."""
+    if min([*(frames or []), long or 32]) < 32:
+        raise typer.BadParameter("give 32 frames or more: speed is that of the third chunk and later ones")
     where, kind, sizes = torch.device(device), getattr(torch, dtype), SMALL if small else FULL
     results: dict[str, Any] = {"torch": torch.__version__, "device": _name(where), "dtype": dtype, "compile": compile}
     torch.manual_seed(0)
@@ -52,11 +54,18 @@ def main(
     begin = time.perf_counter()
     _video(replace(parts, sampler=Sampler("ddim", 4, 1.0)), 40)
     results["warm-up"] = _tell("warm-up, compilation included, s", time.perf_counter() - begin)
-    for count in frames or [40, 240]:
+    lengths = frames or [40, 240]
+    for count in lengths:
         results[f"{count} frames"] = _told(count, _video(parts, count), parts, results["ceiling"])
     if long:
         few = replace(parts, sampler=Sampler("ddim", 2, 1.0))
         results[f"{long} frames, 2 steps"] = _told(long, _video(few, long), few, results["ceiling"])
+        for name in ("GiB", "host GiB"):
+            if name in results[f"{long} frames, 2 steps"]:
+                ratio = results[f"{long} frames, 2 steps"][name] / results[f"{min(lengths)} frames"][name]
+                results[f"{name}, {long} over {min(lengths)} frames"] = _tell(
+                    f"peak {name} of {long} frames over that of {min(lengths)}", ratio
+                )
     del model, parts, cam, apm
     if enhance:
         results["enhanced chunk"] = _enhanced(sizes, where, kind, results["ceiling"], 3 if small else 24)
@@ -73,7 +82,7 @@ def _video(parts: Parts, frames: int) -> dict[str, float]:
         now = time.perf_counter()
         times.append(now - last)
         new, last = chunk.frames.shape[1], now
-    return {"first chunk": times[0], "chunk": median(times[2:] or times), "new": new, **_peak(parts.device)}
+    return {"first chunk": times[0], "chunk": median(times[2:]), "new": new, **_peak(parts.device)}
 
 
 def _told(count: int, found: dict[str, float], parts: Parts, ceiling: float) -> dict[str, float]:
@@ -124,10 +133,11 @@ def _enhanced(sizes: Sizes, device: torch.device, dtype: torch.dtype, ceiling: f
             make(few, video)
         works.append(counter.get_total_flops() / 1e12)
     work = works[0] + (steps - 1) * (works[1] - works[0])
-    found = {"seconds": seconds, "TFLOP": work, "TFLOP/s": work / seconds, "s per new frame": seconds / 16, **peak}
+    new = max(1, frames - enhancer.blender.overlap)
+    found = {"seconds": seconds, "TFLOP": work, "TFLOP/s": work / seconds, "s per new frame": seconds / new, **peak}
     print(
         f"one chunk of {frames} frames at {enhancer.width}x{enhancer.height}, {steps} steps: {seconds:.1f} s "
-        f"({seconds / 16:.2f} s for each of 16 new frames), {work / seconds:.0f} TFLOP/s "
+        f"({seconds / new:.2f} s for each of {new} new frames), {work / seconds:.0f} TFLOP/s "
         f"({work / seconds / ceiling:.0%} of the ceiling), peak {_shown(found)}",
         flush=True,
     )

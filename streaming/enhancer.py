@@ -13,7 +13,7 @@ from streaming.backbone import Backbone
 from streaming.blend import ChunkBlender, randomized, randomized_official
 from streaming.codec import Codec, EncodedText, TextEncoder
 from streaming.errors import UserError
-from streaming.guidance import ClassifierFree, Guidance, Unguided
+from streaming.guidance import Guidance, scaled
 from streaming.keys import Key
 from streaming.model import Model
 from streaming.presets import PRESETS
@@ -129,12 +129,13 @@ def assemble_enhancer(
     solver = make_solver(
         defaults.sampler, defaults.steps if steps is None else steps, defaults.eta, published_start=published
     )
+    chosen = defaults.guidance if guidance is None else guidance
     canvas = (defaults.canvas_height, defaults.canvas_width)
     return Enhancer(
         backbone=model.backbone,
         codec=model.codec,
         text=model.text,
-        guidance=_guidance(defaults.guidance if guidance is None else guidance, defaults.rescale),
+        guidance=chosen if isinstance(chosen, Guidance) else scaled(chosen, defaults.rescale),
         sampler=solver,
         scheduler=model.scheduler,
         blender=blender or (randomized_official if published else randomized)(window.frames, window.overlap),
@@ -148,13 +149,6 @@ def assemble_enhancer(
         canvas=canvas if all(canvas) else None,
         bars=published,
     )
-
-
-def _guidance(given: Guidance | float, rescale: float) -> Guidance:
-    """A scale of 1 is the conditional prediction itself: one evaluation instead of two."""
-    if isinstance(given, Guidance):
-        return given
-    return Unguided() if given == 1 else ClassifierFree(given, rescale)
 
 
 def check_frames(frames: Frames) -> None:

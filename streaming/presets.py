@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, final
 
 from streaming.backbone import Backbone
 from streaming.errors import UserError
-from streaming.guidance import ClassifierFree, Guidance, Unguided
+from streaming.guidance import ClassifierFree, Guidance, scaled
 from streaming.model import Model
 from streaming.noise import Keyed, Noise, OneGenerator
 from streaming.sample import Sampler, Solver
@@ -58,7 +58,10 @@ class Preset:
 
         kind: a sampler's name. steps: denoising steps. scale: of guidance. Raises UserError as `Sampler` does.
         """
-        guidance = None if scale is None else _guidance(scale)
+
+        def guided(own: Guidance) -> Guidance:
+            rescale = own.rescale if isinstance(own, ClassifierFree) else 0.0
+            return own if scale is None else scaled(scale, rescale)
 
         def changed(own: Sampler) -> Sampler:
             return Sampler(kind or own.kind, own.steps if steps is None else steps, own.eta)
@@ -66,8 +69,8 @@ class Preset:
         first = self.first
         if first is not None:
             sampler = changed(first.sampler) if isinstance(first.sampler, Sampler) else first.sampler
-            first = replace(first, sampler=sampler, guidance=guidance or first.guidance)
-        return replace(self, sampler=changed(self.sampler), guidance=guidance or self.guidance, first=first)
+            first = replace(first, sampler=sampler, guidance=guided(first.guidance))
+        return replace(self, sampler=changed(self.sampler), guidance=guided(self.guidance), first=first)
 
 
 def make_preset(name: str, model: Model) -> Preset:
@@ -81,12 +84,17 @@ def paper(model: Model) -> Preset:
     """The model's own settings, keyed randomness; the unmodified base model, where there is one, begins the video."""
     first = model.first and FirstChunk(
         backbone=model.first.backbone,
-        guidance=_guidance(model.first.defaults.guidance),
+        guidance=_guidance(model.first),
         sampler=_sampler(model.first),
         scheduler=model.first.scheduler,
     )
-    guidance = _guidance(model.defaults.guidance)
-    return Preset(noise=Keyed(), sampler=_sampler(model), guidance=guidance, scheduler=model.scheduler, first=first)
+    return Preset(
+        noise=Keyed(),
+        sampler=_sampler(model),
+        guidance=_guidance(model),
+        scheduler=model.scheduler,
+        first=first,
+    )
 
 
 def official(model: Model) -> Preset:
@@ -111,9 +119,8 @@ def official(model: Model) -> Preset:
     )
 
 
-def _guidance(scale: float) -> Guidance:
-    """Scale 1 is the conditional prediction itself: one evaluation instead of two."""
-    return Unguided() if scale == 1 else ClassifierFree(scale)
+def _guidance(model: Model) -> Guidance:
+    return scaled(model.defaults.guidance, model.defaults.rescale)
 
 
 def _sampler(model: Model) -> Sampler:

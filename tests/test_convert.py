@@ -25,7 +25,8 @@ from adapters.official_names import PARTS, ignored
 from backends.modelscope_folder import quiet
 from streaming.convert import Converter, ConvertOptions, convert
 from streaming.errors import UserError
-from streaming.weights import Checkpoint, Part, Take, shard_names, shards, write_parts
+from streaming.weights import Checkpoint
+from streaming.weights_write import Part, Take, shard_names, shards, write_parts
 from tests.cli_toys import register, run
 from tests.official_toys import published, small
 
@@ -414,11 +415,13 @@ class TestRefusals:
         self, target: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         usage = type(shutil.disk_usage("/"))
-        monkeypatch.setattr("streaming.weights.shutil.disk_usage", lambda path: usage(10**12, 10**12, 10**8))
+        monkeypatch.setattr("streaming.weights_write.shutil.disk_usage", lambda path: usage(10**12, 10**12, 10**8))
         line = refusal(capsys, checkpoint, target)
         assert "112.1 MB are needed at" in line and "100.0 MB are free: make room" in line
-        monkeypatch.setattr("streaming.weights._SPARE", 10**9)
-        monkeypatch.setattr("streaming.weights.shutil.disk_usage", lambda path: usage(10**12, 10**12, 10**9 + 10**7))
+        monkeypatch.setattr("streaming.weights_write._SPARE", 10**9)
+        monkeypatch.setattr(
+            "streaming.weights_write.shutil.disk_usage", lambda path: usage(10**12, 10**12, 10**9 + 10**7)
+        )
         assert "1.1 GB are needed at" in (line := refusal(capsys, checkpoint, target)) and "1.0 GB are free" in line
 
     def test_a_disk_that_fills_up(
@@ -431,7 +434,7 @@ class TestRefusals:
             if len(written) > 20:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr("streaming.weights._put", put)
+        monkeypatch.setattr("streaming.weights_write._put", put)
         line = refusal(capsys, checkpoint, target)
         assert "(no space left on device): make room or choose another folder" in line
 
