@@ -1,5 +1,6 @@
 """`generate --preset`: what it changes, what replaces it, and that it stays as a video was begun."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import torch
 from streaming.checkpoint import Checkpoint
 from streaming.cli import rollout, stage3
 from streaming.cli.options import Options
+from streaming.guidance import ClassifierFree, Unguided
 from streaming.keys import Key
 from streaming.loop import stream
 from streaming.noise import Keyed, OneGenerator
 from streaming.openings import TextOpening
+from streaming.presets import make_preset
 from streaming.prompts import PromptSchedule
 from streaming.registry import open_model
+from streaming.rows import compiled
 from streaming.sample import Sampler
 from tests.cli_toys import frames_of, register, run, same
 from tests.test_cli_resume import stop_after
@@ -159,3 +163,32 @@ def test_the_help_says_what_it_sets(capfd: pytest.CaptureFixture[str]) -> None:
     assert run("generate", "--help") == 0
     told = " ".join(capfd.readouterr().out.split())
     assert "paper, or official: what the published code computes (noise from one generator, seed 33; ddim, 50" in told
+
+
+def test_compile_reaches_the_loop_and_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it is compiled is a setting like the others; what compiling does is tested in test_compile.py."""
+    made: list[str] = []
+
+    def recorded(function: Any, **options: Any) -> Any:
+        made.append(function.__name__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", recorded)
+    compiled.cache_clear()
+    assert run(*COMMAND, "--compile", "--output", "fast.mp4") == 0
+    compiled.cache_clear()
+    assert made == ["evaluate"]
+    assert run(*COMMAND, "--output", "slow.mp4") == 0 and made == ["evaluate"]
+    capsys.readouterr()
+    assert run("generate", "--resume", "slow.mp4.checkpoint", "--compile", "--frames", 20) == 2
+    assert "--compile cannot change when a video is continued" in capsys.readouterr().err
+
+
+def test_a_base_model_may_rescale_its_guidance() -> None:
+    model = open_model("tiny-modelscope", device=CPU, dtype=torch.float32)
+    rescaled = replace(model, defaults=replace(model.defaults, rescale=0.2))
+    given = make_preset("paper", rescaled)
+    assert given.guidance == ClassifierFree(model.defaults.guidance, 0.2)
+    assert given.but(scale=5.0).guidance == ClassifierFree(5.0, 0.2) and given.but(scale=1.0).guidance == Unguided()
