@@ -14,6 +14,7 @@ from adapters.store import adapter_folder, check_sites, load_weights, read_confi
 from streaming.backbone import Backbone, Call, FeatureEncoder
 from streaming.codec import Codec
 from streaming.errors import UserError
+from streaming.frame_mask import FrameMask, check_takes_given_frames
 from streaming.injection import Injection
 from streaming.memory import ShortTermMemory, Tail
 from streaming.model import Model
@@ -167,6 +168,15 @@ def cam(model: Model, weights: Path | None) -> CAM:
 def cam_with_injection(model: Model, weights: Path | None) -> Injection:
     """Entry point `cam+inject`: CAM, with the known frames of the overlap put in place of the noisy ones besides."""
     return Injection(cam(model, weights))
+
+
+def cam_with_frame_mask(model: Model, weights: Path | None) -> FrameMask:
+    """Entry point `cam+frame-mask`: CAM, with the overlap given to the base model besides, as clean frames and a mask.
+
+    Raises UserError for a model that takes no given frames, and as `cam` does.
+    """
+    check_takes_given_frames(model, instead="cam+inject")
+    return FrameMask(cam(model, weights))
 
 
 def _reading(merger: nn.Module, memory: Features) -> Delta:

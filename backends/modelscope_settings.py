@@ -36,20 +36,32 @@ def save_defaults(directory: Path, defaults: Defaults, window: Window, variant: 
 def load_defaults(directory: Path, family: Defaults, window: Window) -> tuple[Defaults, Window]:
     """The folder's settings; what its file does not say, or if there is none, the family's.
 
+    Raises UserError as `load_settings`, and for an overlap that is no smaller than the window.
+    """
+    defaults, said = load_settings(directory, family)
+    frames, overlap = said.get("frames", window.frames), said.get("overlap", window.overlap)
+    if overlap >= frames:
+        raise UserError(
+            f"{directory / FILE}: an overlap of {overlap} frames must be smaller than the window of {frames}"
+        )
+    return defaults, Window(frames, overlap)
+
+
+def load_settings(directory: Path, family: Defaults) -> tuple[Defaults, dict[str, int]]:
+    """The folder's settings, what its file does not say the family's; and `frames` and `overlap` if it says them.
+
     Raises UserError for an unknown setting and for a value of the wrong kind or out of range.
     """
     path = directory / FILE
     if not path.exists():
-        return family, window
-    known = {**asdict(family), "frames": window.frames, "overlap": window.overlap, "variant": ""}
-    merged = known | _checked(path, read_json(path), known)
-    del merged["variant"]
+        return family, {}
+    known = {**asdict(family), "frames": 0, "overlap": 0, "variant": ""}
+    found = _checked(path, read_json(path), known)
+    window = {name: int(found.pop(name)) for name in ("frames", "overlap") if name in found}
+    merged = asdict(family) | {name: value for name, value in found.items() if name != "variant"}
     if (merged["canvas_height"] == 0) != (merged["canvas_width"] == 0):
         raise UserError(f"{path}: canvas_height and canvas_width must be given together")
-    frames, overlap = int(merged.pop("frames")), int(merged.pop("overlap"))
-    if overlap >= frames:
-        raise UserError(f"{path}: an overlap of {overlap} frames must be smaller than the window of {frames}")
-    return Defaults(**merged), Window(frames, overlap)
+    return Defaults(**merged), window
 
 
 def load_variant(directory: Path) -> str:

@@ -24,13 +24,7 @@ class CLIPTextEncoder(TextEncoder):
     def __init__(self, model: CLIPTextModel | CLIPTextModelWithProjection, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises UserError if the tokenizer has no padding token or more words than the model has embeddings."""
         super().__init__()
-        if tokenizer.pad_token_id is None:
-            raise UserError('the tokenizer has no padding token: name one as "pad_token" in tokenizer_config.json')
-        if len(tokenizer) > model.config.vocab_size:
-            raise UserError(
-                f"the tokenizer knows {len(tokenizer)} tokens, the text encoder {model.config.vocab_size}: "
-                "they belong to different models"
-            )
+        check_tokenizer(tokenizer, model.config.vocab_size)
         self.model = model
         self.tokenizer = tokenizer
 
@@ -65,7 +59,7 @@ class CLIPTextEncoder(TextEncoder):
     def _ids(self, prompt: str) -> list[int]:
         found = self.tokenizer(prompt, return_offsets_mapping=True, verbose=False)
         self._check_words(prompt, found)
-        self._check_length(prompt, found)
+        check_length(prompt, found, self.tokens)
         padded = self.tokenizer(prompt, padding="max_length", max_length=self.tokens, verbose=False)
         return padded["input_ids"]
 
@@ -82,15 +76,29 @@ class CLIPTextEncoder(TextEncoder):
         if unknown is not None and words:
             raise UserError(_unknown_words(words, self.vocabulary or ()))
 
-    def _check_length(self, prompt: str, found: Any) -> None:
-        excess = len(found["input_ids"]) - self.tokens
-        if excess <= 0:
-            return
-        ends = [end for start, end in found["offset_mapping"] if end > start]
-        fitting, words = len(prompt[: ends[-excess - 1]].split()) if len(ends) > excess else 0, len(prompt.split())
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:
+    """Raises UserError if it cannot pad, or knows more tokens than the text encoder has embeddings."""
+    if tokenizer.pad_token_id is None:
+        raise UserError('the tokenizer has no padding token: name one as "pad_token" in tokenizer_config.json')
+    if len(tokenizer) > embeddings:
         raise UserError(
-            f"the prompt is too long by {excess} tokens: about {fitting} of its {words} words fit, shorten it"
+            f"the tokenizer knows {len(tokenizer)} tokens, the text encoder {embeddings}: "
+            "they belong to different models"
         )
+
+
+def check_length(prompt: str, found: Any, tokens: int) -> None:
+    """Raises UserError, saying how many words fit, for a prompt of more tokens than an encoder takes.
+
+    found: the tokenizer's ids and offsets of the prompt, or of a longer text that begins with it.
+    """
+    excess = len(found["input_ids"]) - tokens
+    if excess <= 0:
+        return
+    ends = [end for start, end in found["offset_mapping"] if start < end <= len(prompt)]
+    fitting, words = len(prompt[: ends[-excess - 1]].split()) if len(ends) > excess else 0, len(prompt.split())
+    raise UserError(f"the prompt is too long by {excess} tokens: about {fitting} of its {words} words fit, shorten it")
 
 
 def _unknown_words(words: Sequence[str], vocabulary: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.layers.norm import RmsNorm
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from backends.opensora_config import STDiTConfig
 from backends.opensora_places import angles
@@ -209,3 +210,8 @@ def new_table(count: int, width: int) -> nn.Parameter:
 def modulator(width: int, count: int) -> nn.Sequential:
     """Times to `count` shifts, scales and gates, side by side."""
     return nn.Sequential(nn.SiLU(), nn.Linear(width, count * width))
+
+
+def recomputed(block: nn.Module, *values: object) -> Tensor:
+    """What the block makes of the values; its activations are computed anew in the backward pass, not kept."""
+    return checkpoint(block, *values, use_reentrant=False)  # pyright: ignore[reportReturnType]

@@ -1,6 +1,7 @@
 """Waves that tell an Open-Sora transformer numbers: time, sizes, rows, columns, frames. Always computed in float32."""
 
 import math
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -46,10 +47,20 @@ def scaled_table(
 class Rope(nn.Module):
     """Rotations that tell a temporal attention the frames' numbers; neighbouring channels make a pair."""
 
+    freqs: Float[Tensor, " pairs"]
+
     def __init__(self, head: int) -> None:
         """head: channels of an attention head."""
         super().__init__()
-        self.freqs = nn.Parameter(angles(torch.ones(()), head // 2), requires_grad=False)
+        self.register_buffer("freqs", angles(torch.ones(()), head // 2))  # never trained, but saved with the weights
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rope":
+        """Moves like any module, but stays float32: half precision would turn late frames by a wrong angle."""
+        exact = self.freqs
+        super()._apply(fn, recurse)
+        if self.freqs.dtype != exact.dtype:
+            self.freqs = exact.to(self.freqs.device)
+        return self
 
     def forward(self, frames: int) -> Float[Tensor, "{frames} twice_the_head"]:
         """Sines, then cosines, each twice for its pair (as timm's attention wants them)."""

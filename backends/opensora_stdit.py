@@ -1,6 +1,7 @@
 """Open-Sora 1.0's transformer, STDiT: every block attends to space, to time, to the text."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -27,6 +28,7 @@ from backends.opensora_layers import (
     over_space,
     over_time,
     parts,
+    recomputed,
     self_attention,
 )
 from backends.opensora_places import table, waves
@@ -97,6 +99,7 @@ class STDiT(nn.Module):
         """With random weights; the last layer's are zero. Scales: as `tables`."""
         super().__init__()
         self.config, self.grid = config, grid
+        self.recompute = False  # blocks anew in the backward pass, in place of keeping what they computed
         self.feature_sites, self.context_sites = block_sites(config)
         for name, places in tables(grid, config.width, space_scale=space_scale, time_scale=time_scale).items():
             self.register_buffer(name, places)
@@ -157,7 +160,9 @@ class STDiT(nn.Module):
         """The tokens after the i-th block, with what is to be added at the sites there."""
         text = at_site(deltas, f"block{i}.text", prepared.text)
         frames = self.pos_embed_temporal[:, : x.shape[1]] if i == 0 else None
-        x = self.blocks[i](x, prepared.modulation, text, prepared.text_mask, frames)
+        block = self.blocks[i]
+        run = partial(recomputed, block) if self.recompute and torch.is_grad_enabled() else block
+        x = run(x, prepared.modulation, text, prepared.text_mask, frames)
         return at_site(deltas, f"block{i}", x)
 
 

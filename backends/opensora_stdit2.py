@@ -1,5 +1,7 @@
 """Open-Sora 1.1's transformer, STDiT2: as 1.0's, but of any size, with rotations over time, and given frames."""
 
+from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -16,11 +18,13 @@ from backends.opensora_layers import (
     CrossAttention,
     FinalLayer,
     FrameMask,
+    Given,
     Modulation,
     NumberEmbedder,
     PatchEmbedder,
     Sizes,
     TextEmbedder,
+    Times,
     at_site,
     block_sites,
     frame_times,
@@ -32,11 +36,36 @@ from backends.opensora_layers import (
     over_space,
     over_time,
     parts,
+    recomputed,
     self_attention,
 )
 from backends.opensora_places import Rope, scaled_table
 from streaming.sites import Deltas, check_sites
 from streaming.types import Features, Latents, TokenMask, Tokens
+
+Modulations = tuple[Modulation, Float[Tensor, "batch moments three width"]]
+"""Six parts for space and MLP, and three for time."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What all blocks of an evaluation share."""
+
+    tokens: Features
+    """The latents as tokens that know their places: what the first block takes."""
+    times: Times
+    """Embedded times, of rows or frames, as if every frame was to be generated."""
+    given: Given
+    """Time 0 and the size, embedded: that of given frames in the last layer."""
+    modulations: Modulations
+    """Shifts, scales and gates of rows or frames."""
+    text: Tokens
+    """Projected text."""
+    text_mask: TokenMask | None
+    """True where a token is read."""
+    rope: Float[Tensor, "frames turns"]
+    """Rotations that tell the frames' numbers."""
 
 
 @final
@@ -73,12 +102,12 @@ class Block(nn.Module):
     def forward(
         self,
         x: Features,
-        modulations: tuple[Modulation, Float[Tensor, "batch moments three width"]],
+        modulations: Modulations,
         text: Tokens,
         mask: TokenMask | None,
         rope: Float[Tensor, "frames turns"],
     ) -> Features:
-        """The tokens after the block. modulations: six parts for space and MLP, three for time."""
+        """The tokens after the block."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts(self.scale_shift_table, modulations[0])
         x = x + gate * over_space(self.attn, modulate(self.norm1(x), shift, scale))
         shift, scale, gate = parts(self.scale_shift_table_temporal, modulations[1])
@@ -95,6 +124,7 @@ class STDiT2(nn.Module):
         """With random weights; the last layer's are zero."""
         super().__init__()
         self.config, width = config, config.width
+        self.recompute = False  # blocks anew in the backward pass, in place of keeping what they computed
         self.feature_sites, self.context_sites = block_sites(config)
         self.rope = Rope(width // config.heads)
         self.x_embedder, self.y_embedder = PatchEmbedder(config), TextEmbedder(config)
@@ -125,16 +155,53 @@ class STDiT2(nn.Module):
         by width. generated: None if all frames are; the others are at time 0. Raises KeyError for an unknown site.
         """
         check_sites(deltas, (*self.feature_sites, *self.context_sites))
+        prepared = self.prepare(
+            latents, time, text, fps=fps, height=height, width=width, aspect=aspect, num_frames=num_frames,
+            text_mask=text_mask, generated=generated,
+        )  # fmt: skip
+        x = prepared.tokens
+        for i in range(self.config.depth):
+            x = self.block(i, x, prepared, deltas)
+        return self.final_layer(x, prepared.times, prepared.given, generated, latents)
+
+    def prepare(
+        self,
+        latents: Latents,
+        time: Float[Tensor, " batch"] | Float[Tensor, "batch frames"],
+        text: Tokens,
+        *,
+        fps: Sizes,
+        height: Sizes,
+        width: Sizes,
+        aspect: Sizes,
+        num_frames: Sizes,
+        text_mask: TokenMask | None = None,
+        generated: FrameMask | None = None,
+    ) -> Prepared:
+        """Everything before the first block; arguments as in `forward`."""
         size = torch.cat((self.csize_embedder(height), self.csize_embedder(width), self.ar_embedder(aspect)), dim=-1)
         length = self.fl_embedder(num_frames) + self.fps_embedder(fps)
         times, given = self.t_embedder(time.view(len(latents), -1)), self.t_embedder(torch.zeros_like(fps)[:, None])
         about = [frame_times(times + extra[:, None], given + extra[:, None], generated) for extra in (size, length)]
-        modulations = self.t_block(about[0]).unflatten(2, (6, -1)), self.t_block_temp(about[1]).unflatten(2, (3, -1))
         side = (height[0].float() * width[0].float()).sqrt()
         places = scaled_table(*self.x_embedder.grid(latents), side, self.config.square, self.config.width)
-        x, words, rope = self.x_embedder(latents), self.y_embedder(text), self.rope(latents.shape[2])
-        x = x + places.to(x.dtype)
-        for i, block in enumerate(self.blocks):
-            x = block(x, modulations, at_site(deltas, f"block{i}.text", words), text_mask, rope)
-            x = at_site(deltas, f"block{i}", x)
-        return self.final_layer(x, times, given + size[:, None], generated, latents)
+        tokens = self.x_embedder(latents)
+        return Prepared(
+            tokens=tokens + places.to(tokens.dtype),
+            times=times,
+            given=given + size[:, None],
+            modulations=(
+                self.t_block(about[0]).unflatten(2, (6, -1)),
+                self.t_block_temp(about[1]).unflatten(2, (3, -1)),
+            ),
+            text=self.y_embedder(text),
+            text_mask=text_mask,
+            rope=self.rope(latents.shape[2]),
+        )
+
+    def block(self, i: int, x: Features, prepared: Prepared, deltas: Deltas = NO_DELTAS) -> Features:
+        """The tokens after the i-th block, with what is to be added at the sites there."""
+        text, block = at_site(deltas, f"block{i}.text", prepared.text), self.blocks[i]
+        run = partial(recomputed, block) if self.recompute and torch.is_grad_enabled() else block
+        x = run(x, prepared.modulations, text, prepared.text_mask, prepared.rope)
+        return at_site(deltas, f"block{i}", x)

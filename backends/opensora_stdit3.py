@@ -1,6 +1,7 @@
 """Open-Sora 1.2's transformer, STDiT3: pairs of a spatial and a temporal block, alike but for what they attend to."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -32,6 +33,7 @@ from backends.opensora_layers import (
     over_space,
     over_time,
     parts,
+    recomputed,
     self_attention,
 )
 from backends.opensora_places import Rope, scaled_table
@@ -101,6 +103,7 @@ class STDiT3(nn.Module):
         """With random weights; the last layer's are zero."""
         super().__init__()
         self.config = config
+        self.recompute = False  # blocks anew in the backward pass, in place of keeping what they computed
         self.rope = Rope(config.width // config.heads)
         self.x_embedder = PatchEmbedder(config)
         self.t_embedder, self.fps_embedder = NumberEmbedder(config.width), NumberEmbedder(config.width)
@@ -183,8 +186,10 @@ class STDiT3(nn.Module):
         """The tokens after the i-th spatial and temporal block, with what is to be added at the sites there."""
         text, mask = prepared.text, prepared.text_mask
         spatial, temporal = (at_site(deltas, f"{kind}{i}.text", text) for kind in ("spatial", "temporal"))
-        x = self.spatial_blocks[i](x, prepared.modulation, spatial, mask, None)
-        x = self.temporal_blocks[i](x, prepared.modulation, temporal, mask, prepared.rope)
+        blocks = (self.spatial_blocks[i], spatial, None), (self.temporal_blocks[i], temporal, prepared.rope)
+        for block, words, rope in blocks:
+            run = partial(recomputed, block) if self.recompute and torch.is_grad_enabled() else block
+            x = run(x, prepared.modulation, words, mask, rope)
         return at_site(deltas, f"pair{i}", x)
 
 

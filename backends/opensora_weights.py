@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backends.image_weights import fill
 from backends.opensora_config import CHANNELS, SQUARE, Grid, STDiTConfig, read_config, version_of
@@ -24,14 +24,14 @@ def load_stdit(
 ) -> STDiT | STDiT2 | STDiT3:
     """The transformer with these weights, on the CPU, in eval mode and frozen; sizes are those of the tensors.
 
-    The frequencies of rotations stay float32, whatever `dtype` is; a later `.to(dtype)` would round them.
+    The frequencies of rotations stay float32, whatever `dtype` is.
     `where` names the weights in errors; heads, channels, square: as `read_config`. Raises UserError for other models'
     weights, for weights that are missing, foreign, of another shape or not finite.
     """
     config = read_config(weights, where, heads=heads, channels=channels, square=square)
     network = fill(lambda: _hollow(config, weights, where), weights, where, dtype)
     if not isinstance(network, STDiT):
-        network.rope.freqs = nn.Parameter(weights["rope.freqs"].float(), requires_grad=False)
+        network.rope.freqs = weights["rope.freqs"].float()
     return network
 
 

@@ -159,6 +159,7 @@ class ToyDiT(Backbone):
     feature_sites = tuple(FeatureSite(f"block{i}", WIDTH) for i in range(BLOCKS // 2, BLOCKS))
     context_sites = tuple(ContextSite(f"block{i}.text", DEPTH, TOKENS) for i in range(BLOCKS))
     window = Window(frames=6, overlap=2)
+    takes_given_frames = True
 
     def __init__(self) -> None:
         super().__init__()

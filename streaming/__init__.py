@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from streaming.enhance import enhance_causal as enhance_causal
     from streaming.enhance import enhance_joint as enhance_joint
     from streaming.errors import UserError as UserError
+    from streaming.frame_mask import FrameMask as FrameMask
     from streaming.guidance import ClassifierFree as ClassifierFree
     from streaming.guidance import Guidance as Guidance
     from streaming.guidance import TextThenAnchor as TextThenAnchor
@@ -87,6 +88,7 @@ _HOMES = {
     "codec": "Codec EncodedText ImageEncoder TextEncoder",
     "enhance": "Enhancer assemble_enhancer enhance_causal enhance_joint",
     "errors": "UserError",
+    "frame_mask": "FrameMask",
     "guidance": "ClassifierFree Guidance TextThenAnchor Unguided",
     "keys": "Key",
     "loop": "Chunk chunks_needed stream",

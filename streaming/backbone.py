@@ -101,6 +101,11 @@ class FeatureEncoder(nn.Module, ABC):
 class Backbone(nn.Module, ABC):
     """A denoiser that publishes named sites and adds deltas there. Stateless between calls."""
 
+    takes_given_frames: bool = False
+    """Whether it knows of frames that are given: it takes `Call.mask`, treats frames where that is False as clean (time
+    0, whatever `Call.time` says), and takes a time for every frame. One that doesn't raises ValueError for such a mask,
+    rather than generate the given frames in silence."""
+
     @property
     @abstractmethod
     def feature_sites(self) -> tuple[FeatureSite, ...]:

@@ -59,6 +59,13 @@ class TextEncoder(nn.Module, ABC):
     def forward(self, prompts: Sequence[str]) -> EncodedText:
         """Tokens of each prompt. Raises UserError, naming them, for words that the model cannot know."""
 
+    def nothing(self, beside: EncodedText) -> EncodedText | None:
+        """What guidance reads as no text beside these encoded prompts: row by row, of their shape, masked if they are.
+
+        Default: None, the empty prompt is encoded like any other.
+        """
+        return None
+
     @property
     def vocabulary(self) -> tuple[str, ...] | None:
         """The words of a closed vocabulary, sorted. Default: None, any word can be read."""

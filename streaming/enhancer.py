@@ -1,6 +1,6 @@
 """Stage 3's parts: a video-to-video model, and what both modes of enhancement do with a single chunk."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, final
 
@@ -15,7 +15,7 @@ from streaming.codec import Codec, EncodedText, TextEncoder
 from streaming.errors import UserError
 from streaming.guidance import Guidance, scaled
 from streaming.keys import Key
-from streaming.model import Model
+from streaming.model import Model, check_size
 from streaming.presets import PRESETS
 from streaming.rows import encode_rows, guided_denoiser
 from streaming.sample import Solver, Step
@@ -69,6 +69,8 @@ class Enhancer:
     """Rows and columns of the frames that the model sees, with the video in the middle, on black; None: the video's."""
     bars: bool = False
     """Whether the black around the video stays in the result."""
+    schedule: "Callable[[int, int], SchedulerMixin] | None" = None
+    """Rows and columns of `seen` -> the scheduler for such frames, see `Model.schedule`; None: `scheduler` for all."""
 
     def __post_init__(self) -> None:
         rows, cols = self.seen
@@ -77,12 +79,7 @@ class Enhancer:
             raise UserError(f"enhancement to {cols}x{rows}: width and height must be positive multiples of {factor}")
         if not (0 < self.height <= rows and 0 < self.width <= cols):
             raise UserError(f"enhancement to {self.width}x{self.height}: this model takes at most {cols}x{rows}")
-        high, wide = self.backbone.fitting_size(rows // factor, cols // factor)
-        if (high, wide) != (rows // factor, cols // factor):
-            raise UserError(
-                f"this enhancer cannot make {cols}x{rows}: "
-                f"the nearest size that it can is {wide * factor}x{high * factor}"
-            )
+        check_size(self.backbone, factor, rows, cols, "this enhancer")
         if not 0 < self.strength <= 1:
             raise UserError(f"an enhancement of strength {self.strength}: choose more than 0 and at most 1")
         self.sampler.plan(self.scheduler, self.strength)  # what cannot be is to be known before a frame is made
@@ -91,6 +88,12 @@ class Enhancer:
     def seen(self) -> Size:
         """Rows and columns of the frames that the model sees."""
         return self.canvas or (self.height, self.width)
+
+    def sized(self, height: int, width: int) -> "Enhancer":
+        """The enhancer for a video of this size in pixels. Raises UserError as the constructor does."""
+        if self.schedule is None or self.canvas is not None or (height, width) == self.seen:
+            return replace(self, height=height, width=width)
+        return replace(self, height=height, width=width, scheduler=self.schedule(height, width))
 
     @property
     def made(self) -> Size:
@@ -114,8 +117,9 @@ def assemble_enhancer(
 
     guidance: a scale, with the rescaling of the model or preset, or anything else. Preset "official" is the published
     code's enhancement: its probabilities of randomized blending, its solver and start with 30 steps, strength 0.6,
-    guidance 7.5 of which 0.2 is rescaled, a comma behind the prompt, and black bars that stay.
-    Raises UserError for an unknown preset.
+    guidance 7.5 of which 0.2 is rescaled, a comma behind the prompt, and black bars that stay. A noise schedule that
+    depends on the size is that of the size asked for.
+    Raises UserError for an unknown preset, and as `Enhancer` does.
     """
     if preset not in PRESETS:
         raise UserError(f"unknown preset '{preset}': choose {' or '.join(PRESETS)}")
@@ -131,23 +135,26 @@ def assemble_enhancer(
     )
     chosen = defaults.guidance if guidance is None else guidance
     canvas = (defaults.canvas_height, defaults.canvas_width)
+    height = defaults.height if height is None else height
+    width = defaults.width if width is None else width
     return Enhancer(
         backbone=model.backbone,
         codec=model.codec,
         text=model.text,
         guidance=chosen if isinstance(chosen, Guidance) else scaled(chosen, defaults.rescale),
         sampler=solver,
-        scheduler=model.scheduler,
+        scheduler=model.scheduler if all(canvas) else model.scheduler_for(height, width),
         blender=blender or (randomized_official if published else randomized)(window.frames, window.overlap),
         strength=defaults.strength if strength is None else strength,
-        height=defaults.height if height is None else height,
-        width=defaults.width if width is None else width,
+        height=height,
+        width=width,
         device=model.device,
         dtype=model.dtype,
         negative_prompt=negative_prompt,
         prompt_suffix=", " if published else "",
         canvas=canvas if all(canvas) else None,
         bars=published,
+        schedule=model.schedule,
     )
 
 

@@ -1,6 +1,7 @@
 """What a backend loads, and the contract of the plugin that loads it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -9,6 +10,7 @@ import torch
 
 from streaming.backbone import Backbone
 from streaming.codec import Codec, ImageEncoder, TextEncoder
+from streaming.errors import UserError
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -74,6 +76,14 @@ class Model:
     """The weights' type."""
     first: "Model | None" = None
     """The unmodified base model, which makes the first chunk, if `backbone` was trained on; shares all other parts."""
+    schedule: "Callable[[int, int], SchedulerMixin] | None" = None
+    """Rows and columns of frames in pixels -> the scheduler for them; None: `scheduler` serves frames of any size."""
+
+    def scheduler_for(self, height: int, width: int) -> "SchedulerMixin":
+        """The scheduler for frames of so many pixels; `scheduler` itself for those that the model was made for."""
+        if self.schedule is None or (height, width) == (self.defaults.height, self.defaults.width):
+            return self.scheduler
+        return self.schedule(height, width)
 
 
 class Backend(ABC):
@@ -98,3 +108,15 @@ class Backend(ABC):
     def enhancer(self, directory: Path | None, *, device: torch.device, dtype: torch.dtype) -> Model | None:
         """The video-to-video model of stage 3 that belongs to the folder; default: none."""
         return None
+
+
+def check_size(backbone: Backbone, factor: int, rows: int, cols: int, who: str) -> None:
+    """Raises UserError, naming the nearest size, if the backbone cannot denoise frames of so many pixels.
+
+    factor: pixels that a latent cell covers along a side. who: cannot do it, in the message.
+    """
+    high, wide = backbone.fitting_size(rows // factor, cols // factor)
+    if (high, wide) != (rows // factor, cols // factor):
+        raise UserError(
+            f"{who} cannot make {cols}x{rows}: the nearest size that it can is {wide * factor}x{high * factor}"
+        )

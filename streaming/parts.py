@@ -15,7 +15,7 @@ from streaming.codec import Codec, TextEncoder
 from streaming.errors import UserError
 from streaming.guidance import Guidance
 from streaming.memory import LongTermMemory, ShortTermMemory
-from streaming.model import Model
+from streaming.model import Model, check_size
 from streaming.noise import Keyed, Noise
 from streaming.presets import FirstChunk, Preset, make_preset
 from streaming.sample import Sampler, Solver
@@ -76,6 +76,8 @@ class Parts:
             raise UserError(
                 f"a size of {self.width}x{self.height}: width and height must be positive multiples of {factor}"
             )
+        for backbone in (self.backbone, *(() if self.first is None else (self.first.backbone,))):
+            check_size(backbone, factor, self.height, self.width, "this model")
         if not self.fps > 0:
             raise UserError(f"{self.fps} frames a second: choose more than 0")
         if self.first is not None and self.first.backbone.window.frames != self.backbone.window.frames:
@@ -130,14 +132,24 @@ def assemble(
     given, replace the preset's, in the first chunk as well. compile: chunks after the first are made by compiled code,
     see `streaming.rows.compiled`; the model's weights are rearranged for that, which stays so. The memories are moved
     to the model's device and type.
-    Raises UserError for sizes that the codec cannot hold, and for a preset that does not suit the model.
+    The model's own noise schedule is that of the size asked for, if it depends on the size (`Model.schedule`).
+    Raises UserError for sizes that codec or network cannot hold, and for a preset that does not suit the model.
     """
     if compile:
         _optimize(model.backbone, short, long)
     defaults = model.defaults
     chosen = make_preset(preset, model) if isinstance(preset, str) else preset
+    height = defaults.height if height is None else height
+    width = defaults.width if width is None else width
+
+    def for_size(scheduler: "SchedulerMixin", owner: Model) -> "SchedulerMixin":
+        return owner.scheduler_for(height, width) if scheduler is owner.scheduler else scheduler
+
     first = chosen.first and replace(
-        chosen.first, guidance=guidance or chosen.first.guidance, sampler=sampler or chosen.first.sampler
+        chosen.first,
+        guidance=guidance or chosen.first.guidance,
+        sampler=sampler or chosen.first.sampler,
+        scheduler=for_size(chosen.first.scheduler, model.first or model),
     )
     return Parts(
         backbone=model.backbone,
@@ -147,9 +159,9 @@ def assemble(
         long=long.to(model.device, model.dtype).eval(),
         guidance=guidance or chosen.guidance,
         sampler=sampler or chosen.sampler,
-        scheduler=chosen.scheduler,
-        height=defaults.height if height is None else height,
-        width=defaults.width if width is None else width,
+        scheduler=for_size(chosen.scheduler, model),
+        height=height,
+        width=width,
         fps=defaults.fps if fps is None else fps,
         device=model.device,
         dtype=model.dtype,

@@ -74,11 +74,29 @@ def encode_rows(
 ) -> EncodedText:
     """Text of all guidance rows, row-major: all prompts of the first row, then of the second.
 
-    Rows without text read the negative prompt. Raises UserError for words that the encoder cannot know.
+    Rows without text read the negative prompt or, if it is empty, what the encoder has for no text
+    (`TextEncoder.nothing`). Raises UserError for words that the encoder cannot know.
     """
     encoded = encoder([prompt if row.text else negative_prompt for row in guidance.rows for prompt in prompts])
+    if not negative_prompt.strip():
+        encoded = _without_text(encoder, encoded, [row.text for row in guidance.rows])
     mask = None if encoded.mask is None else encoded.mask.to(device)
     return EncodedText(encoded.tokens.to(device, dtype), mask)
+
+
+def _without_text(encoder: TextEncoder, encoded: EncodedText, has_text: list[bool]) -> EncodedText:
+    """The encoder's own "no text" in the guidance rows that have none; just as encoded if the encoder has no such."""
+    if True not in has_text:
+        return encoded
+    count = len(has_text)
+    masks = [None] * count if encoded.mask is None else encoded.mask.chunk(count)
+    rows = [EncodedText(*row) for row in zip(encoded.tokens.chunk(count), masks, strict=True)]
+    nothing = encoder.nothing(rows[has_text.index(True)])
+    if nothing is None:
+        return encoded
+    rows = [row if text else nothing for row, text in zip(rows, has_text, strict=True)]
+    read = [row.mask for row in rows if row.mask is not None]
+    return EncodedText(torch.cat([row.tokens for row in rows]), torch.cat(read) if read else None)
 
 
 def guided_denoiser(

@@ -16,15 +16,18 @@ SMALL = STDiTConfig(width=48, depth=4, heads=4, hidden=64, text_depth=16, text_t
 
 
 @cache
-@torch.no_grad()
 def network(version, depth=SMALL.depth):
-    """All weights drawn anew but for the frequencies of rotations."""
+    """Frozen, of a small size; 1.0 takes 3 frames of 6x8."""
     config = replace(SMALL, depth=depth, qk_norm=version != "1.0")
     with initial_weights(0):
         if version == "1.0":
-            net = STDiT(config, Grid(frames=3, rows=3, cols=4), space_scale=0.5)
-        else:
-            net = (STDiT2 if version == "1.1" else STDiT3)(config)
+            return drawn(STDiT(config, Grid(frames=3, rows=3, cols=4), space_scale=0.5))
+        return drawn((STDiT2 if version == "1.1" else STDiT3)(config))
+
+
+@torch.no_grad()
+def drawn(net):
+    """Frozen, with all weights drawn anew but for the frequencies of rotations."""
     for name, value in net.named_parameters():
         if name != "rope.freqs":
             shift, gain = (1.0, 0.2) if "_norm" in name else (0.0, 0.5)

@@ -7,6 +7,7 @@ from adapters.cam import new_cam
 from backends.toy_dit import ToyDiTBackend
 from backends.toy_unet import ToyUNetBackend
 from streaming.conformance import LongTermMemoryConformance, ShortTermMemoryConformance
+from streaming.frame_mask import FrameMask
 from streaming.injection import Injection
 from tests.adapter_toys import seeded
 
@@ -39,6 +40,16 @@ class TestCAMWithInjection(ShortTermMemoryConformance):
 
     def memory(self, model):
         return Injection(seeded(lambda: new_cam(model)))
+
+
+class TestCAMWithFrameMask(ShortTermMemoryConformance):
+    identity_at_init = False
+
+    def model(self):
+        return loaded(ToyDiTBackend())
+
+    def memory(self, model):
+        return FrameMask(seeded(lambda: new_cam(model)))
 
 
 class TestAPMOnTheUNet(LongTermMemoryConformance):

@@ -21,6 +21,7 @@ from streaming.conformance import (
     LongTermMemoryConformance,
     ShortTermMemoryConformance,
 )
+from streaming.frame_mask import frame_mask
 from streaming.injection import inject
 from streaming.keys import Key
 from streaming.memory import NoLongTerm, NoShortTerm
@@ -48,7 +49,6 @@ class TestToyUNet(BackboneConformance):
 class TestToyDiT(BackboneConformance):
     channels = 12
     encoder_continues_backbone = False  # it is the first half, the sites are in the second
-    times_per_frame = True
 
     def make(self) -> Backbone:
         return toy_dit().backbone
@@ -111,6 +111,16 @@ class TestInjection(ShortTermMemoryConformance):
 
     def memory(self, model: Model) -> nn.Module:
         return inject(model, None)
+
+
+class TestFrameMask(ShortTermMemoryConformance):
+    identity_at_init = False
+
+    def model(self) -> Model:
+        return toy_dit()
+
+    def memory(self, model: Model) -> nn.Module:
+        return frame_mask(model, None)
 
 
 class TestNoShortTerm(ShortTermMemoryConformance):

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,7 +54,7 @@ def shaped(enhancer: Enhancer, rows: int, cols: int) -> Enhancer:
     high, wide = (max(1, round(side * scale / factor)) for side in (rows, cols))
     if canvas is None:
         high, wide = enhancer.backbone.fitting_size(high, wide)
-    return replace(enhancer, height=high * factor, width=wide * factor)
+    return enhancer.sized(high * factor, wide * factor)
 
 
 def enhanced(

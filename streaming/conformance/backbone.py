@@ -12,7 +12,7 @@ from streaming.backbone import Backbone, Call, FeatureEncoder
 from streaming.conformance.one_graph import check_one_graph
 from streaming.conformance.probe import Listener, plain_call, sites_of, unit
 from streaming.keys import Key
-from streaming.sites import ContextSite, Delta, Deltas, FeatureSite
+from streaming.sites import Delta, Deltas, FeatureSite
 
 KEY = Key(0).fold("backbone conformance")
 
@@ -28,14 +28,14 @@ class BackboneConformance(ABC):
     """Latent cells."""
     time: float = 500.0
     """A time within the backbone's range."""
+    text_depth: int | None = None
+    """Channels of a text token as the backbone takes it, if its sites hold a projection; None: those of the sites."""
     features_are_everything: bool = True
     """Whether the decoder half knows the latents through the feature sites alone (a UNet's skips and middle)."""
     text_enters_at_sites: bool = True
     """Whether text reaches the prediction through the context sites alone (no pooled text beside them)."""
     encoder_continues_backbone: bool = True
     """Whether a new feature encoder, given no condition, has the backbone's own features at the sites."""
-    times_per_frame: bool = False
-    """Whether it takes a time for every frame and a mask of given frames."""
 
     @abstractmethod
     def make(self) -> Backbone:
@@ -46,7 +46,8 @@ class BackboneConformance(ABC):
         backbone, key = self.make(), KEY.fold("call", seed)
         site = backbone.context_sites[0]
         shape = (rows, self.channels, frames or backbone.window.frames, self.high, self.wide)
-        return plain_call(key.normal(*shape), key.fold("text").normal(rows, site.tokens, site.depth), self.time)
+        text = key.fold("text").normal(rows, site.tokens, self.text_depth or site.depth)
+        return plain_call(key.normal(*shape), text, self.time)
 
     def test_sites_have_names_of_their_own(self) -> None:
         names = [site.name for site in sites_of(self.make())]
@@ -110,9 +111,12 @@ class BackboneConformance(ABC):
         if not self.text_enters_at_sites:
             pytest.skip("text also enters some other way")
         backbone, call = self.make(), self.call()
-        other = self.call(seed=1).context
-        swapped = _run(backbone, call, _replacing(backbone.context_sites, lambda value: other))
-        torch.testing.assert_close(swapped, _run(backbone, call.with_(context=other)), rtol=1e-4, atol=1e-4)
+        listener = Listener(backbone.context_sites)
+        expected = _run(backbone, call.with_(context=self.call(seed=1).context), listener.deltas)
+        other = {name: lambda value, text=seen[0]: text - value for name, seen in listener.seen.items()}
+        swapped = _run(backbone, call, other)
+        torch.testing.assert_close(swapped, expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(_run(backbone, call), expected, rtol=1e-4, atol=1e-4)
 
     def test_an_unknown_site_is_an_error_that_lists_the_sites(self) -> None:
         backbone = self.make()
@@ -164,19 +168,43 @@ class BackboneConformance(ABC):
         assert torch.equal(_run(backbone, call), before)
 
     def test_frames_may_have_times_of_their_own(self) -> None:
-        if not self.times_per_frame:
-            pytest.skip("it takes one time for all frames")
-        backbone, call = self.make(), self.call()
-        rows, frames = call.latents.shape[0], call.latents.shape[2]
-        everything = torch.ones(rows, frames, dtype=torch.bool)
-        spread = call.with_(time=call.time[:, None].expand(rows, frames), mask=everything)
+        backbone, call = self._taking_given_frames(), self.call()
+        generated = _generated(call)
+        spread = call.with_(time=call.time[:, None].expand(*generated.shape), mask=generated)
         torch.testing.assert_close(_run(backbone, spread), _run(backbone, call))
-        given = everything.clone()
-        given[:, 0] = False
-        assert not torch.equal(_run(backbone, call.with_(mask=given)), _run(backbone, call))
+
+    def test_given_frames_are_clean_at_any_time(self) -> None:
+        backbone, call = self._taking_given_frames(), self.call()
+        given = call.with_(mask=_generated(call, given=1))
+        prediction = _run(backbone, given)[:, :, 1:]
+        assert not torch.allclose(prediction, _run(backbone, call)[:, :, 1:])
+        times = call.time[:, None].repeat(1, call.latents.shape[2])
+        times[:, 0] /= 2
+        torch.testing.assert_close(_run(backbone, given.with_(time=times))[:, :, 1:], prediction)
+
+    def test_every_row_has_its_own_given_frames(self) -> None:
+        backbone, call = self._taking_given_frames(), self.call(rows=2)
+        given = _generated(call, given=1)
+        first = given | torch.tensor([[False], [True]])
+        expected = [_run(backbone, call.with_(mask=given))[:1], _run(backbone, call)[1:]]
+        mixed = _run(backbone, call.with_(mask=first))
+        torch.testing.assert_close(mixed, torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+    def test_given_frames_are_not_ignored_in_silence(self) -> None:
+        backbone, call = self.make(), self.call()
+        if backbone.takes_given_frames:
+            pytest.skip("it takes them")
+        with pytest.raises(ValueError):
+            _run(backbone, call.with_(mask=_generated(call, given=1)))
 
     def test_it_compiles_to_one_graph(self) -> None:
         check_one_graph(self)
+
+    def _taking_given_frames(self) -> Backbone:
+        backbone = self.make()
+        if not backbone.takes_given_frames:
+            pytest.skip("it takes no given frames")
+        return backbone
 
     def _condition(self, encoder: FeatureEncoder, call: Call) -> Tensor:
         rows, _, frames, high, wide = call.latents.shape
@@ -188,6 +216,13 @@ def _run(backbone: Backbone, call: Call, deltas: Deltas | None = None) -> Tensor
     return backbone(call, deltas or {})
 
 
+def _generated(call: Call, given: int = 0) -> Tensor:
+    """A mask of all frames but the first so many."""
+    mask = torch.ones(call.latents.shape[0], call.latents.shape[2], dtype=torch.bool)
+    mask[:, :given] = False
+    return mask
+
+
 def _row(call: Call, row: int) -> Call:
     one = slice(row, row + 1)
     return call.with_(
@@ -195,5 +230,5 @@ def _row(call: Call, row: int) -> Call:
     )
 
 
-def _replacing(sites: Iterable[FeatureSite | ContextSite], by: Delta) -> Deltas:
+def _replacing(sites: Iterable[FeatureSite], by: Delta) -> Deltas:
     return {site.name: lambda value: by(value) - value for site in sites}
