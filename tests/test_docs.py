@@ -57,11 +57,6 @@ def test_memory_of_ones_own(toys: None, monkeypatch: pytest.MonkeyPatch, capsys:
     run_suite(page["TestMeanColour"])
 
 
-def test_backbone_of_ones_own(toys: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    suite = run_page(ROOT / "docs" / "add-a-backbone.md", monkeypatch)["TestMine"]
-    assert suite().make()(suite().call(), {}).shape == suite().call().latents.shape
-
-
 def run_suite(suite: type) -> None:
     """The tests of a conformance suite that need no fixtures."""
     ran = 0
