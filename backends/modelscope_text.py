@@ -50,13 +50,14 @@ class CLIPTextEncoder(TextEncoder):
 
         Raises UserError for unknown words and for prompts that are too long.
         """
-        ids = torch.tensor([self._ids(prompt) for prompt in prompts], device=self.model.device)
+        ids = torch.tensor([self.token_ids(prompt) for prompt in prompts], device=self.model.device)
         return EncodedText(self._encode(ids))
 
     def _encode(self, ids: Int[Tensor, "batch tokens"]) -> Tensor:
         return self.model(input_ids=ids).last_hidden_state
 
-    def _ids(self, prompt: str) -> list[int]:
+    def token_ids(self, prompt: str) -> list[int]:
+        """A prompt's tokens, marks and padding included. Raises UserError as `forward` does."""
         found = self.tokenizer(prompt, return_offsets_mapping=True, verbose=False)
         self._check_words(prompt, found)
         check_length(prompt, found, self.tokens)

@@ -1,6 +1,7 @@
 """A procedural world of endless captioned videos: `sample_scenes`, `captions`, `render`."""
 
 from backends.world.captions import VOCABULARY, canonical_captions, captions
+from backends.world.flow import object_flow
 from backends.world.render import object_mask, object_track, render
 from backends.world.scene import (
     ACTIONS,
@@ -31,6 +32,7 @@ __all__ = [
     "Scenes",
     "canonical_captions",
     "captions",
+    "object_flow",
     "object_mask",
     "object_track",
     "render",
