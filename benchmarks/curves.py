@@ -23,6 +23,8 @@ def main(logs: Path, output: Path) -> None:
         panel.set(title=f"{path.stem}: {entries[-1]['clips']:,} clips", xlabel="seconds", yscale="log")
         panel.legend(fontsize=7)
         panel.grid(alpha=0.3)
+    for panel in panels.flat[len(paths) :]:
+        panel.set_axis_off()
     figure.tight_layout()
     figure.savefig(output, dpi=80)
 

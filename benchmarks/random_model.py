@@ -71,7 +71,7 @@ class RandomText(TextEncoder):
 
 def base_model(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Model:
     """ModelScope's UNet, Stable Diffusion's autoencoder, its text tower and ViT-H/14."""
-    with _made_on(device, dtype):
+    with made_on(device, dtype):
         vision = CLIPVisionConfig(
             hidden_size=1280,
             intermediate_size=5120,
@@ -98,7 +98,7 @@ def base_model(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Model:
 def enhancer_model(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Model:
     """ModelScope's Video-to-Video model, in chunks of 24 frames."""
     height, width = sizes.enhanced
-    with _made_on(device, dtype):
+    with made_on(device, dtype):
         backbone = UNet3DBackbone(video_to_video(_unet(sizes)), tokens=TOKENS, window=Window(24, 8))
         codec, text = _codec(sizes), RandomText(sizes.text_layers)
     defaults = Defaults(
@@ -109,7 +109,7 @@ def enhancer_model(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Mo
 
 def memories(sizes: Sizes, model: Model) -> tuple[CAM, APM]:
     """The published sizes; what is zero before training is random, too: zeros would cost less power."""
-    with _made_on(model.device, model.dtype):
+    with made_on(model.device, model.dtype):
         config = CAMConfig.fitting(model.backbone, model.codec, widths=sizes.condition)
         cam, apm = CAM(config, model.backbone.feature_encoder()), new_apm(model)
         for value in (*cam.parameters(), *apm.parameters()):
@@ -160,7 +160,7 @@ def _model(
 
 
 @contextmanager
-def _made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Modules made within are initialised where they are to compute: on a CPU two billion numbers take minutes."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -12,7 +12,7 @@ from backends.embedded import train_base as base
 from backends.embedded import train_clip as clip
 from backends.embedded import train_judge as judging
 from backends.embedded import train_vae as vae
-from backends.embedded.config import build_base, build_scheduler, build_vae, without_dropout
+from backends.embedded.config import LATENT_CHANNELS, build_base, build_scheduler, build_vae, without_dropout
 from backends.embedded.judge import Judge, JudgeConfig
 from backends.embedded.tokenizer import BOS, EOS, PAD, UNKNOWN, build_tokenizer, token_numbers
 from backends.world import VOCABULARY, captions, sample_scenes
@@ -120,7 +120,7 @@ def test_a_tenth_of_the_clips_has_no_text() -> None:
 
 def test_no_dropout_is_left_in_training() -> None:
     unet = without_dropout(build_base(32, toy=True)).train()
-    x, text = Key(0).normal(1, 8, 2, 8, 8), Key(1).normal(1, 4, 32)
+    x, text = Key(0).normal(1, LATENT_CHANNELS, 2, 8, 8), Key(1).normal(1, 4, 32)
     # The last temporal convolutions begin at zero and would hide the dropout before them.
     for name, value in unet.named_parameters():
         if name.endswith("conv4.3.weight"):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-LATENT_CHANNELS = 8
+LATENT_CHANNELS = 16
 """Channels of a latent frame; it is 8 times smaller than the picture on each side."""
 SIZE, ENHANCED_SIZE = 64, 128
 """Rows and columns of the base model's and of the enhancer's frames, pixels."""
@@ -32,7 +32,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
 def build_vae(*, toy: bool = False) -> "AutoencoderKL":
-    """8 × 8 pixels to 8 numbers; purely convolutional, so that every picture size is coded alike (2.3 M parameters).
+    """8 × 8 pixels to 16 numbers; purely convolutional, so that every picture size is coded alike (2.3 M parameters).
 
     Groups of 4 and more channels in the norms: with one channel a group they would wipe out every picture's own
     brightness and contrast.

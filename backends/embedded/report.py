@@ -1,13 +1,13 @@
 """Figures and pictures of trained parts: printed, and kept beside the logs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from backends.embedded.config import FRAMES, LATENT_CHANNELS, SIZE
 from backends.embedded.judge import Judge
@@ -15,6 +15,9 @@ from backends.embedded.pool import decode, text_states
 from backends.world import canonical_captions, sample_scenes
 from streaming.datasets import device_generator, half_precision
 from streaming.keys import Key
+
+Sample = Callable[[Float[Tensor, "clips tokens depth"], Float[Tensor, "1 tokens depth"]], Tensor]
+"""Text of clips, and that of the empty prompt -> latents [clips, channels, time, high, wide] of first chunks."""
 
 
 def report(work: Path, part: str, figures: Mapping[str, float]) -> None:
@@ -63,28 +66,28 @@ def sample_clips(
 @torch.no_grad()
 def judged_samples(
     work: Path,
-    unet: Any,
-    scheduler: Any,
+    network: nn.Module,
+    sample: Sample,
     vae: Any,
     tokenizer: Any,
     text_encoder: Any,
     *,
     n: int,
-    steps: int = 20,
 ) -> dict[str, float]:
     """Sample n captions of training scenes, write a sheet of them, and ask `work/judge` (if it is there) about them.
 
-    Returns the share of clips that show what the caption says, per attribute.
+    network: what `sample` computes with; in eval mode meanwhile. Returns the share of clips that show what the caption
+    says, per attribute.
     """
-    device = next(unet.parameters()).device
+    device = next(network.parameters()).device
     scenes = sample_scenes(n, Key(0).fold("samples").generator(), split="train")
     text = text_states(tokenizer, text_encoder, canonical_captions(scenes))
     empty = text_states(tokenizer, text_encoder, [""])
-    training, tuned = unet.training, torch.backends.cudnn.benchmark
+    training, tuned = network.training, torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False  # shapes that come once are not worth it
-    unet.eval()
-    frames = decode(vae, sample_clips(unet, scheduler, text, empty, steps=steps, key=Key(0).fold("noise")))
-    unet.train(training)
+    network.eval()
+    frames = decode(vae, sample(text, empty))
+    network.train(training)
     sheet(work / "logs" / "base.png", frames[:12, :: FRAMES // 8])
     figures = {}
     if (work / "judge").is_dir():

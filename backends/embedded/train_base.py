@@ -1,6 +1,7 @@
 """Training of the embedded video U-Nets: the base model and the enhancer."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -23,7 +24,7 @@ from backends.embedded.config import (
     without_dropout,
 )
 from backends.embedded.pool import check_options, freeze, latent_slices, text_states, world_pool
-from backends.embedded.report import judged_samples, report
+from backends.embedded.report import judged_samples, report, sample_clips
 from backends.modelscope_settings import save_defaults
 from streaming.datasets import device_generator, draw
 from streaming.folders import save_folder
@@ -113,8 +114,9 @@ def _train(
         save_folder((options.work / folder).with_name("scheduler"), lambda path: scheduler.save_pretrained(path))
         if name == "base":
             parts = [freeze(part, next(unet.parameters()).device) for part in (vae, text_encoder)]
-            size = {"n": 2, "steps": 2} if options.toy else {"n": 96, "steps": 20}
-            made = judged_samples(options.work, unet, build_scheduler(), parts[0], tokenizer, parts[1], **size)
+            steps, n = (2, 2) if options.toy else (20, 96)
+            sample = partial(sample_clips, unet, build_scheduler(), steps=steps, key=Key(0).fold("noise"))
+            made = judged_samples(options.work, unet, sample, parts[0], tokenizer, parts[1], n=n)
             report(options.work, name, made)
 
     fit(name, objective, batches, recipe, options, export=export)

@@ -125,6 +125,6 @@ def _caption(words: _Words, draw: list[float]) -> str:
     sentence = subject + action if omitted == "place" else f"{subject}{action} {place}"
     if place_first:
         sentence = f"{place}, {subject}{action}"
-    if draw[10] < (0.5 if words["camera"] == "static" else 0.7):
+    if draw[10] < (0.5 if words["camera"] == "static" else 0.95):
         sentence += ", " + _pick(_CAMERAS[words["camera"]], draw[11])
     return sentence
