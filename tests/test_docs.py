@@ -19,7 +19,16 @@ PAGES = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / name
-        for name in ("command-line.md", "published-weights.md", "presets.md", "add-a-memory.md", "add-a-backbone.md")
+        for name in (
+            "command-line.md",
+            "published-weights.md",
+            "presets.md",
+            "add-a-memory.md",
+            "add-a-backbone.md",
+            "swap-the-base-model.md",
+            "open-sora.md",
+            "model-card-opensora.md",
+        )
     ),
 ]
 
