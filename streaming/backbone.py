@@ -94,7 +94,8 @@ class FeatureEncoder(nn.Module, ABC):
 
         `call` holds as many latent frames as `condition` spans; condition [batch, span, positions, condition_width]
         is added after the first layer. Its positions are the latents' cells, row-major: an encoder of patches
-        cuts it like the latents. The keys of the result are the backbone's feature sites, in their order.
+        cuts it like the latents. The keys of the result are the backbone's feature sites, in their order. Every weight
+        takes part in them: one without a gradient would stop training on several GPUs.
         """
 
 
@@ -133,6 +134,7 @@ class Backbone(nn.Module, ABC):
     def forward(self, call: Call, deltas: Deltas) -> Latents:
         """The network's prediction (noise, v or flow, as its scheduler says), of the shape of `call.latents`.
 
+        These span `window.frames`, or fewer, down to `window.overlap` (as CAM's encoder sees them).
         Every site named in `deltas` is reached exactly once; with none the base model's output is bit-identical.
         Raises KeyError, listing the sites, if `deltas` names one that does not exist.
         """

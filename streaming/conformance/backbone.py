@@ -157,6 +157,12 @@ class BackboneConformance(ABC):
         one, other = (encoder(call, scale * self._condition(encoder, call)) for scale in (1, 2))
         assert not any(torch.equal(one[name], other[name]) for name in one)
 
+    def test_every_weight_of_the_encoder_gets_a_gradient(self) -> None:
+        encoder, call = self.make().feature_encoder(), self.call()
+        features = encoder(call, self._condition(encoder, call))
+        torch.stack([(value * unit(KEY.fold("loss"), value)).sum() for value in features.values()]).sum().backward()
+        assert not [name for name, weight in encoder.named_parameters() if weight.grad is None]
+
     def test_the_encoder_shares_nothing_with_the_backbone(self) -> None:
         backbone, call = self.make(), self.call()
         before, encoder = _run(backbone, call), backbone.feature_encoder()

@@ -29,10 +29,10 @@ def check_one_graph(suite: Compilable) -> None:
     """Fails unless the backbone, with a delta at every site, compiles without a break and computes the same.
 
     A test run may have put shape checkers around every function, which no compiler can trace. So the suite is imported
-    anew, by its module's name, without them, and with it the modules of its package, which may hold backbones.
+    anew, by its module's name, without them, and with it the modules of its package and of the backbone's.
     """
-    package = type(suite).__module__.partition(".")[0]
-    with unchecked(*(name for name in sys.modules if name.partition(".")[0] == package)):
+    packages = {type(thing).__module__.partition(".")[0] for thing in (suite, suite.make())}
+    with unchecked(*(name for name in sys.modules if name.partition(".")[0] in packages)):
         module = import_module(type(suite).__module__)
         again: Any = reduce(getattr, type(suite).__qualname__.split("."), module)()  # pyright: ignore[reportCallIssue]
         backbone, call = again.make(), again.call()
