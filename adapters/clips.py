@@ -106,7 +106,11 @@ class ClipBatches:
         size = self.model.defaults.height
         grey = torch.full((1, 3, size, size), GREY, device=device)
         anchor = {} if self.model.image is None else {"anchor": self.model.image(grey)}
-        return {**self._text([""]), **anchor}
+        text = self._text([""])
+        own = self.model.text.nothing(self.model.text([""]))
+        if own is not None:  # as in sampling, read as far as the prompt in whose place it stands: no mask of its own
+            text = {"text": own.tokens.half()}
+        return {**text, **anchor}
 
     @torch.no_grad()
     def noised(self, clips: Samples, nothing: Samples, generator: torch.Generator) -> Batch:
@@ -189,6 +193,6 @@ def _clips_at_once(frames: int, pixels: int) -> int:
 
 
 def _either(dropped: Tensor, nothing: Samples, clips: Samples, name: str) -> Tensor | None:
-    if name not in clips:
-        return None
+    if name not in clips or name not in nothing:
+        return clips.get(name)
     return torch.where(dropped[:, None], nothing[name], clips[name])

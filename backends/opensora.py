@@ -19,7 +19,7 @@ from typing import final
 
 import torch
 
-from backends.opensora_config import version_of
+from backends.opensora_config import LATER, version_of
 from streaming.errors import UserError
 from streaming.model import Backend, Model
 
@@ -36,12 +36,12 @@ class OpenSora(Backend):
         return "Open-Sora 1.0, 1.1 and 1.2 (STDiT): the published safetensors in one folder"
 
     def matches(self, directory: Path) -> bool:
-        """Whether the names of the tensors in `transformer` are Open-Sora's, also 1.3's, which `load` refuses."""
-        names = tensor_names(directory / "transformer")
-        try:
-            return bool(version_of(dict.fromkeys(names, torch.empty(0)), directory))
-        except UserError:
-            return any(name.startswith("x_embedder_cond") for name in names)
+        """Whether the names of the tensors in `transformer`, or beside where that should be, are Open-Sora's.
+
+        So are those of later versions, and pickles in `transformer`; `load` says what is wrong with them.
+        """
+        pickled = any(directory.glob("transformer/*.pth"))
+        return pickled or any(_are_ours(tensor_names(folder)) for folder in (directory / "transformer", directory))
 
     def load(self, directory: Path | None, *, device: torch.device, dtype: torch.dtype) -> Model:
         """The base model in the folder, frozen, in eval mode. Raises UserError as `Backend.load` says."""
@@ -58,7 +58,16 @@ def _checked(directory: Path | None) -> Path:
         raise UserError(f"no model at {directory}: there is no such folder")
     if not directory.is_dir():
         raise UserError(f"{directory} is a file: a model is a folder, with the transformer's file in its 'transformer'")
+    if not (directory / "transformer").is_dir() and _are_ours(tensor_names(directory)):
+        raise UserError(f"{directory} holds the transformer's file itself: put it into a folder 'transformer' there")
     return directory
+
+
+def _are_ours(names: list[str]) -> bool:
+    try:
+        return bool(version_of(dict.fromkeys(names, torch.empty(0)), "it"))
+    except UserError:
+        return any(name.startswith(LATER) for name in names)
 
 
 def tensor_names(folder: Path) -> list[str]:

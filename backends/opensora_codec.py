@@ -210,7 +210,7 @@ def latent_window(codec: Codec, frames: int | None = None, overlap: int | None =
         frames = DEFAULT_FRAMES if grid == 1 else DEFAULT_PIECES * grid
         frames = frames if overlap is None or overlap < frames else (overlap // grid + 1) * grid
     if overlap is None:
-        overlap = frames // 2 if grid == 1 else grid if frames > grid else 0
+        overlap = frames // 2 if grid == 1 else grid if frames > 1 else 0
     if frames < 1 or overlap < 0:
         raise UserError(f"a window of {frames} frames with an overlap of {overlap}: neither can be negative or nothing")
     near = _nearest(frames, overlap, grid)

@@ -16,6 +16,8 @@ HEAD = 72
 """Channels of an attention head in the published models; 1.0's weights do not tell."""
 SQUARE = 512
 """Side of the picture, in pixels, at which 1.1 and 1.2 leave places unscaled (published configurations)."""
+LATER = ("x_embedder_cond", "double_blocks.")
+"""How names of tensors begin that only Open-Sora 1.3, or 2, has."""
 _ADVICE = "give one of 1.0, 1.1 or 1.2, for example hpcai-tech/OpenSora-STDiT-v3"
 
 
@@ -71,7 +73,7 @@ def version_of(weights: Mapping[str, Tensor], where: object) -> Version:
 
     Raises UserError for those of Open-Sora 1.3 and 2, and for what is none of its transformers.
     """
-    if later := next((name for name in weights if name.startswith(("x_embedder_cond", "double_blocks."))), None):
+    if later := next((name for name in weights if name.startswith(LATER)), None):
         raise UserError(f"{where} is a transformer of Open-Sora 1.3 or later (it has {later}): {_ADVICE}")
     marks: dict[Version, str] = {
         "1.2": "temporal_blocks.0.attn.qkv.weight",

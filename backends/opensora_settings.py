@@ -34,7 +34,8 @@ Schedule = Callable[[int, int], "SchedulerMixin"]
 def family(version: Version, size: tuple[int, int] | None = None) -> Defaults:
     """What a version was published with. size: rows and columns in pixels of 1.0, which its weights tell.
 
-    1.0 and 1.1: 8 frames a second, DDIM of 100 steps; 1.2: 24 frames a second, 30 Euler steps. Guidance 7.
+    1.0 and 1.1: 8 frames a second, 100 steps, but of DDIM with eta 1 (published: ancestral, with the predicted
+    variance, which a `Backbone` does not give); 1.2: 24 frames a second, 30 Euler steps. Guidance 7.
     """
     height, width = size or (HEIGHT, WIDTH)
     place = {"height": height, "width": width, "fps": _FPS[version]}

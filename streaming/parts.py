@@ -14,7 +14,7 @@ from streaming.backbone import Backbone, FeatureEncoder
 from streaming.codec import Codec, TextEncoder
 from streaming.errors import UserError
 from streaming.guidance import Guidance
-from streaming.memory import LongTermMemory, ShortTermMemory
+from streaming.memory import LongTermMemory, NoShortTerm, ShortTermMemory
 from streaming.model import Model, check_size
 from streaming.noise import Keyed, Noise
 from streaming.presets import FirstChunk, Preset, make_preset
@@ -135,6 +135,11 @@ def assemble(
     The model's own noise schedule is that of the size asked for, if it depends on the size (`Model.schedule`).
     Raises UserError for sizes that codec or network cannot hold, and for a preset that does not suit the model.
     """
+    if not model.backbone.window.overlap and not isinstance(short, NoShortTerm):
+        raise UserError(
+            "the windows of this model do not overlap, so there is nothing for a short-term memory to remember: "
+            "give it an overlap, or choose the short-term memory none"
+        )
     if compile:
         _optimize(model.backbone, short, long)
     defaults = model.defaults

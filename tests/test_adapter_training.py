@@ -185,7 +185,7 @@ def test_given_frames_do_not_count():
 
 def test_only_the_memories_learn_each_at_its_rate():
     module = unzero(objective())
-    groups = module.groups(RECIPE)
+    groups = module.groups(replace(RECIPE, gate_rate=10.0))
     names = {id(value): name for name, value in module.named_parameters()}
     by_factor = {factor: {names[id(value)] for value in values} for values, factor in groups}
     assert by_factor[10.0] == {"long.mixers.0.alpha", "long.mixers.1.alpha"}

@@ -280,7 +280,7 @@ def test_default_windows(codec):
     assert latent_window(AutoencoderKLCodec(autoencoder())) == Window(16, 8)
     assert latent_window(codec, overlap=51) == Window(20, 15)
     assert latent_window(codec, 34) == Window(10, 5)
-    assert latent_window(codec, 17) == Window(5, 0)
+    assert latent_window(codec, 17, 0) == Window(5, 0)
     assert latent_window(codec, 1) == Window(1, 0)
     assert latent_window(AutoencoderKLCodec(autoencoder()), 10) == Window(10, 5)
 

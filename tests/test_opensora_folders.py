@@ -25,7 +25,9 @@ from backends.opensora_rflow import flow_shift
 from backends.opensora_text import AESTHETICS, T5TextEncoder
 from streaming.backbone import Window
 from streaming.errors import UserError
+from streaming.frame_mask import FrameMask
 from streaming.guidance import ClassifierFree
+from streaming.keys import Key
 from streaming.memory import NoLongTerm, NoShortTerm
 from streaming.model import Defaults
 from streaming.parts import assemble
@@ -240,8 +242,9 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("version", "said", "told"),
         [
-            ("1.2", {"frames": 16}, "a window of 16 frames with an overlap of 0 is impossible, because this model "
-             "codes video in pieces of 17 frames: the nearest is 17 with 0"),
+            ("1.2", {"frames": 16}, "a window of 16 frames with an overlap of 17 is impossible, because this model "
+             "codes video in pieces of 17 frames: the nearest is 34 with 17"),
+            ("1.2", {"frames": 17}, "the nearest is 34 with 17"),
             ("1.2", {"frames": 2, "overlap": 1}, "the nearest is 34 with 17"),
             ("1.2", {"frames": 16, "overlap": 17}, "the nearest is 34 with 17"),
             ("1.2", {"overlap": 16}, "a window of 51 frames with an overlap of 16 is impossible"),
@@ -269,7 +272,7 @@ class TestSettings:
         folder = copied("1.2")
         assert unlike_settings(folder, overlap=34).backbone.window == Window(15, 10)
         assert unlike_settings(folder, frames=34).backbone.window == Window(10, 5)
-        assert unlike_settings(folder, frames=17).backbone.window == Window(5, 0)
+        assert unlike_settings(folder, frames=17, overlap=0).backbone.window == Window(5, 0)
 
 
 def assembled(model, **changes):
@@ -437,6 +440,25 @@ class TestRegistry:
         with pytest.raises(UserError, match="is a transformer of Open-Sora 1.3 or later"):
             open_model(str(folder))
 
+    def test_open_sora_2_a_flat_folder_and_a_pickle_are_told_what_to_do(self, copied, tmp_path, monkeypatch):
+        register(monkeypatch, self.PLUGINS)
+        folder = copied("1.2")
+        (folder / TRANSFORMER).rename(tmp_path / "model.safetensors")
+        with pytest.raises(UserError, match="holds the transformer's file itself: put it into a folder 'transformer'"):
+            open_model(str(tmp_path))
+        (folder / "transformer" / "model.pth").write_bytes(b"pickled")
+        with pytest.raises(UserError, match="holds its weights as a pickle .model.pth., which is never opened"):
+            open_model(str(folder))
+        save({"double_blocks.0.img_attn.qkv.weight": torch.ones(1)}, folder / TRANSFORMER)
+        with pytest.raises(UserError, match="is a transformer of Open-Sora 1.3 or later"):
+            open_model(str(folder))
+
+    def test_without_overlap_there_is_no_memory(self, copied):
+        model = unlike_settings(copied("1.2"), frames=17, overlap=0)
+        with pytest.raises(UserError, match="do not overlap, so there is nothing for a short-term memory to remember"):
+            assemble(model, short=FrameMask(), long=NoLongTerm())
+        assembled(model)
+
     def test_what_it_does_not_know(self, tmp_path):
         assert not OpenSora().matches(tmp_path)
         save({"transformer_blocks.0.attn1.to_q.weight": torch.ones(1)}, tmp_path / TRANSFORMER)
@@ -451,11 +473,18 @@ class TestRegistry:
         assert len(OpenSora().describe().splitlines()) == 1
 
 
-def test_training_of_memories_reads_all_of_no_text(pristine):
+def test_training_of_memories_reads_no_text_as_far_as_the_prompt(pristine):
+    """As sampling does: y_embedding under the mask of the prompt in whose place it stands."""
     model = load(pristine["1.2"])
     square = replace(model, defaults=replace(model.defaults, height=12, width=12))
-    batches = ClipBatches(square, ToyClips(), cam_recipe(toy=True), batch=2, name="t")
+    recipe = replace(cam_recipe(toy=True), text_dropout=1.0)
+    batches = ClipBatches(square, ToyClips(), recipe, batch=2, name="t")
     nothing = batches.nothing(CPU)
     assert torch.equal(nothing["text"], transformer("1.2").y_embedder.y_embedding[None].half())
-    assert bool(nothing["text_mask"].all()) and nothing["text_mask"].shape == (1, TOKENS)
+    mask = torch.arange(TOKENS) < torch.tensor([[2], [5]])
+    latents, text = Key(0).normal(2, model.codec.channels, 15, 6, 6), Key(1).normal(2, *nothing["text"].shape[1:])
+    clips = {"latents": latents.half(), "text": text.half(), "text_mask": mask}
+    batch = batches.noised(clips, nothing, torch.Generator().manual_seed(0))
+    assert torch.equal(batch.context, nothing["text"].float().expand_as(batch.context))
+    assert torch.equal(batch.context_mask, mask)
     assert AESTHETICS.endswith("6.5.")

@@ -432,7 +432,13 @@ def test_another_formula_of_weights_is_told(tmp_path):
 def test_which_handler():
     assert handler_of("st2v_unet_c") is not handler_of("st2v_v2v_unet_a") is not None
     assert handler_of("st2v_merger_b") is handler_of("st2v_merger_zz9") is not None
-    assert handler_of("st2v_merger") is handler_of("st2v_merger_new_a") is handler_of("st2v_dream_a") is None
+    assert handler_of("st2v_merger_b") is handler_of("st2v_merger_new_a")
+    assert (
+        handler_of("opensora_v12_odd_sizes") is handler_of("opensora_v12_a") is handler_of("opensora_v12_xmask_cfg_b")
+    )
+    assert handler_of("opensora_v12_rflow_guided_7") is handler_of("opensora_v12_rflow") is not None
+    assert handler_of("opensora_v12_rflow") is not handler_of("opensora_v12_a") is not None
+    assert handler_of("st2v_merger") is handler_of("st2v_dream_a") is None
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -25,8 +26,13 @@ def blocks(language: str) -> list[str]:
 
 
 def is_quoted(block: str) -> bool:
-    """Whether it is a whole number of lines of one of the package's files."""
-    return any(f"\n{block}" in f"\n{text}" for text in FILES.values())
+    """Whether it is whole lines of one of the package's files; of methods perhaps without indent, blank lines apart."""
+    parts = (_written(block), _written(textwrap.indent(block, "    ")))
+    return any(part in _written(text) for text in FILES.values() for part in parts)
+
+
+def _written(text: str) -> str:
+    return "".join(f"\n{line}" for line in text.splitlines() if line.strip()) + "\n"
 
 
 @pytest.fixture(scope="module")

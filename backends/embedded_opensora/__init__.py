@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class TinyOpenSora(Backend):
     """Open-Sora 1.2's classes at toy size, trained on the procedural world: 64x64 pixels, 8 frames a second.
 
-    Autoencoder, text and image encoder are those of the tiny ModelScope.
+    Text and image encoder are those of the tiny ModelScope.
     """
 
     def describe(self) -> str:

@@ -41,7 +41,7 @@ def _handlers() -> dict[str, Handler]:
 def handler_of(name: str) -> Handler | None:
     """The handler of a file's name; one that names the file itself goes before one with `*`."""
     known = _handlers()
-    fitting = [p for p in known if re.fullmatch(re.escape(p).replace(r"\*", "[A-Za-z0-9]+"), name)]
+    fitting = [p for p in known if re.fullmatch(re.escape(p).replace(r"\*", "[A-Za-z0-9_]+"), name)]
     return known[max(fitting, key=lambda p: ("*" not in p, len(p)))] if fitting else None
 
 

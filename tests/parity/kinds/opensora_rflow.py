@@ -79,8 +79,8 @@ def check_trajectory(fixture: Fixture, label: str, network: "Network") -> None:
 
 def check_masked(fixture: Fixture, network: "Network") -> None:
     """Frames that are kept, edited and generated; the mask that the network sees, in every guidance row."""
-    label = str(fixture.config.get("masked_setting", GENERATED))
     shares, noise = fixture.read(r"masked\.in\.mask"), fixture.read(r"masked\.in\.noise")
+    label = str(fixture.config.get("masked_setting") or _masked_setting(fixture, len(noise)))
     inputs: list[Tensor] = []
     masks: list[Tensor] = []
 
@@ -136,6 +136,14 @@ class Network:
 
 def _setting(fixture: Fixture, label: str) -> dict[str, Any] | None:
     return {**SETTINGS, **fixture.config.get("settings", {})}.get(label)
+
+
+def _masked_setting(fixture: Fixture, steps: int) -> str:
+    """`GENERATED`, or, if the config has settings without it, the first with so many steps, or the first of all."""
+    own = fixture.config.get("settings", {})
+    if not own or GENERATED in own:
+        return GENERATED
+    return next((label for label in own if _steps(fixture, label) == steps), next(iter(own)))
 
 
 def _sizes(setting: dict[str, Any]) -> tuple[int, int, int]:
