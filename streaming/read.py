@@ -53,7 +53,7 @@ def read_video(path: Path | str) -> Video:
         raise UserError(f"{path} holds no frame that can be read: is it complete? Give an intact copy")
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate
     return Video(
-        fps=float(rate) if rate else 8.0, height=first.shape[-2], width=first.shape[-1], pieces=_pieces(first, images)
+        fps=float(rate) if rate else 8.0, height=first.shape[-2], width=first.shape[-1], pieces=_pieces(path, first, images)
     )
 
 
@@ -100,9 +100,12 @@ def _image(frame: "VideoFrame") -> Float[Tensor, "3 rows cols"]:
     return torch.rot90(image, round(frame.rotation / 90), dims=(1, 2)).float() / 255
 
 
-def _pieces(first: Tensor, images: Iterator[Tensor]) -> Iterator[Frames]:
+def _pieces(path: Path, first: Tensor, images: Iterator[Tensor]) -> Iterator[Frames]:
     piece = [first]
-    for image in images:
+    for count, image in enumerate(images, start=1):
+        if image.shape != first.shape:
+            sizes = " to ".join(f"{shown.shape[-1]}x{shown.shape[-2]}" for shown in (first, image))
+            raise UserError(f"{path} changes its size from {sizes} after frame {count}: cut it there")
         if len(piece) == PIECE:
             yield torch.stack(piece)[None]
             piece = []
