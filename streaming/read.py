@@ -53,7 +53,10 @@ def read_video(path: Path | str) -> Video:
         raise UserError(f"{path} holds no frame that can be read: is it complete? Give an intact copy")
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate
     return Video(
-        fps=float(rate) if rate else 8.0, height=first.shape[-2], width=first.shape[-1], pieces=_pieces(path, first, images)
+        fps=float(rate) if rate else 8.0,
+        height=first.shape[-2],
+        width=first.shape[-1],
+        pieces=_pieces(path, first, images),
     )
 
 

@@ -28,6 +28,8 @@ PAGES = [
             "swap-the-base-model.md",
             "open-sora.md",
             "model-card-opensora.md",
+            "evaluation.md",
+            "compare.md",
         )
     ),
 ]
@@ -98,6 +100,8 @@ def test_there_are_commands_to_test() -> None:
     assert {shlex.split(line)[1] for line in commands()} == {
         "generate",
         "enhance",
+        "evaluate",
+        "compare",
         "train",
         "convert",
         "models",

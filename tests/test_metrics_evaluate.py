@@ -80,7 +80,7 @@ def test_a_single_frame_measures_what_a_frame_has(size):
     result = evaluate(noise(1, *size))
     assert not result.frozen and result.frames == 1
     told = {name for name, value in result.numbers.items() if value is not None}
-    assert told - {"object_size"} == TOLD_OF_EVERY_FRAME
+    assert told - {"object_size", "fine_detail"} == TOLD_OF_EVERY_FRAME
 
 
 def test_two_frames_are_a_video():
@@ -268,7 +268,7 @@ def test_a_flow_that_is_not_finite_is_told():
 
 def test_the_standard_suite_fits_what_is_known():
     kinds = lambda *args, **more: [type(metric).__name__ for metric in standard(*args, **more)]  # noqa: E731
-    assert kinds(How()) == ["SceneCuts", "SceneCuts", "Flicker", "Drift"]
+    assert kinds(How()) == ["SceneCuts", "SceneCuts", "Flicker", "Drift", "Disorder", "FineDetail", "TintDrift"]
     assert "FlowSpread" in kinds(How(flow=DIS())) and "SeamRatio" not in kinds(How(flow=DIS()))
     assert "CLIPScore" not in kinds(HOW) and "AnchorDistance" in kinds(HOW)
     assert kinds(HOW, borders=BORDERS, prompt="x")[-3:] == ["SeamRatio", "AnchorDistance", "CLIPScore"]

@@ -4,9 +4,11 @@ from typing import Any
 
 import typer
 
+from streaming.cli.compare import compare
 from streaming.cli.convert import convert
 from streaming.cli.doctor import doctor
 from streaming.cli.enhance import enhance
+from streaming.cli.evaluate import evaluate
 from streaming.cli.generate import generate
 from streaming.cli.models import models
 from streaming.cli.train import train
@@ -20,6 +22,6 @@ def command() -> Any:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for function in (generate, enhance, train, convert, models, doctor):
+    for function in (generate, enhance, evaluate, compare, train, convert, models, doctor):
         app.command()(function)
     return typer.main.get_command(app)

@@ -33,8 +33,12 @@ def saturation(frame: Frame) -> float:
 
 
 def sharpness(frame: Frame) -> float:
-    """Variance of the Laplacian (four neighbours) of the grey levels, border pixels left out; 0 for tiny frames."""
-    grey = grey_levels(frame)
+    """Variance of the Laplacian of the grey levels; see `unevenness`."""
+    return unevenness(grey_levels(frame))
+
+
+def unevenness(grey: Float[Tensor, "rows cols"]) -> float:
+    """Variance of the Laplacian (four neighbours), border pixels left out; 0 for tiny pictures."""
     if min(grey.shape) < 3:
         return 0.0
     around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]

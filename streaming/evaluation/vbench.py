@@ -1,0 +1,125 @@
+"""A folder as VBench's and VBench-Long's own programs take it [Huang et al., CVPR 2024].
+
+    DIR/videos/PROMPT-0.mp4      the videos, named after their prompts and numbered from 0 for each
+    DIR/prompts.json             each file's whole prompt: what --prompt_file of mode custom_input takes
+    DIR/VBench_full_info.json    prompts and dimensions: what --full_json_dir takes, with mode long_vbench_standard
+
+Nothing but videos may lie among the videos (the programs take any file's suffix for that of all). They make clips of 2
+seconds themselves, in DIR/videos/split_clip; clips are only as comparable as published ones are if nobody made them
+beforehand.
+"""
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from streaming.errors import UserError
+from streaming.evaluation.run import Evaluated
+from streaming.folders import save_folder
+from streaming.read import read_video
+from streaming.video import VideoWriter
+
+DIMENSIONS = (
+    "subject_consistency", "background_consistency", "motion_smoothness", "dynamic_degree", "aesthetic_quality",
+    "imaging_quality",
+)  # fmt: skip
+"""What VBench measures of prompts that are not its own. All take clips of 2 seconds; one that takes 10 would make
+clips of 10 seconds for all of them."""
+CLIP_SECONDS = 2
+"""Length of the clips that VBench-Long makes; shorter videos stay one clip, which has no other to be compared with."""
+LONGEST_NAME = 180
+"""Bytes of a prompt in a file's name: programs append to it, and file systems take 255."""
+
+_QUALITY = 12  # x264's crf of a video that must be encoded again
+
+
+def export(evaluated: Sequence[Evaluated], folder: Path) -> list[str]:
+    """Writes the folder, whole or not at all; gives a line about each video that will be of little use.
+
+    Raises UserError if it exists and holds something else, or cannot be written.
+    """
+    check(folder)
+    names = named(evaluated)
+
+    def write(into: Path) -> None:
+        (into / "videos").mkdir()
+        for each, name in zip(evaluated, names, strict=True):
+            _place(Path(each.file), into / "videos" / f"{name}.mp4")
+        prompts = {f"{name}.mp4": _prompt(each) for each, name in zip(evaluated, names, strict=True)}
+        _write(into / "prompts.json", prompts)
+        _write(into / "VBench_full_info.json", [
+            {"prompt_en": prompt, "dimension": list(DIMENSIONS)}
+            for prompt in dict.fromkeys(name.rpartition("-")[0] for name in names)
+        ])  # fmt: skip
+
+    try:
+        save_folder(folder, write)
+    except OSError as error:
+        raise UserError(
+            f"--export-vbench {folder} cannot be written ({(error.strerror or str(error)).lower()}): choose another"
+        ) from error
+    return [line for each in evaluated if (line := _doubt(each))]
+
+
+def check(folder: Path) -> None:
+    """Raises UserError for a folder that holds something else than an earlier export."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--export-vbench {folder} is a file: name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "VBench_full_info.json").is_file():
+        raise UserError(f"--export-vbench {folder} holds something else: name a new or an empty folder")
+
+
+def named(evaluated: Sequence[Evaluated]) -> list[str]:
+    """File names without suffix: PROMPT-0, PROMPT-1 ... for each prompt."""
+    counts: Counter[str] = Counter()
+    found = []
+    for each in evaluated:
+        prompt = file_name(_prompt(each))
+        found.append(f"{prompt}-{counts[prompt]}")
+        counts[prompt] += 1
+    return found
+
+
+def file_name(prompt: str) -> str:
+    """A prompt as VBench's programs can find it again in a file name, of at most 180 bytes.
+
+    Underscores, "-Scene" and ".mp4" end a prompt for them, slashes do so for file systems.
+    """
+    text = re.sub(r"[\x00-\x1f\x7f/\\:_]+", " ", prompt).replace("-Scene", " Scene").replace(".mp4", " mp4")
+    text = " ".join(text.split()).encode()[:LONGEST_NAME].decode(errors="ignore")
+    return text.strip(" .") or "video"
+
+
+def _prompt(each: Evaluated) -> str:
+    """What it should show; of prompts that change the first one, without any the file's name."""
+    return each.prompts.entries[0][1] if each.prompts is not None else Path(each.file).stem
+
+
+def _place(source: Path, target: Path) -> None:
+    """The file as it is; another container than mp4 is decoded, and encoded again."""
+    if source.suffix.lower() == ".mp4":
+        shutil.copyfile(source, target)
+        return
+    video = read_video(source)
+    with VideoWriter(target, fps=video.fps, height=video.height, width=video.width, crf=_QUALITY) as writer:
+        for piece in video.pieces:
+            writer.write(piece)
+
+
+def _doubt(each: Evaluated) -> str:
+    results = each.results
+    if int(results.fps) < 1:
+        return f"{each.file} has {results.fps:g} frames a second: VBench-Long cannot cut it into clips"
+    if results.frames < 2 * CLIP_SECONDS * int(results.fps):
+        return (
+            f"{each.file} is shorter than two of VBench-Long's clips ({2 * CLIP_SECONDS} s): "
+            "its consistency over long times will not be measured"
+        )
+    return ""
+
+
+def _write(path: Path, told: object) -> None:
+    path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,302 @@
+"""The verdict's own metrics beside naive references, and what it says of results of all kinds."""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from streaming.errors import UserError
+from streaming.keys import Key
+from streaming.metrics import (
+    DIS,
+    CameraShake,
+    Disorder,
+    EveryChunk,
+    FineDetail,
+    Flicker,
+    How,
+    Jumps,
+    Motion,
+    Results,
+    TintDrift,
+    evaluate_stream,
+    standard,
+)
+from streaming.metrics.jumps import LEVELS, PERCENT, strength
+from streaming.metrics.verdict import ASPECTS, UNWATCHABLE, WORST, Aspect, verdict
+from tests.test_metrics_contract import GivenFlow, moving, noise
+
+
+def numbers(video, *metrics, flow=None, size=None):
+    return evaluate_stream([video[None]], list(metrics), How(flow=flow, size=size)).numbers
+
+
+def flows(pairs, rows=16, cols=20, seed=1):
+    return 3 * Key(seed).normal(pairs, 2, rows, cols)
+
+
+@pytest.mark.parametrize(("frames", "rows", "cols"), [(3, 16, 20), (14, 33, 47), (5, 8, 8)])
+def test_disorder_is_the_ratio_of_mean_differences(frames, rows, cols):
+    video = noise(frames, rows, cols)
+    cells = [functional.adaptive_avg_pool2d(frame.float(), (min(16, rows), min(16, cols))) for frame in video]
+    apart = []
+    for lag in range(1, min(8, frames - 1) + 1):
+        apart.append(torch.stack([(cells[t] - cells[t - lag]).abs().mean() for t in range(lag, frames)]).mean())
+    assert numbers(video, Disorder())["disorder"] == pytest.approx(float(apart[0] / max(apart[1:])), rel=1e-5)
+
+
+def test_disorder_tells_order_from_none():
+    video = moving(30, 32, 40, step=1)
+    shuffled = video[torch.randperm(30, generator=Key(0).generator())]
+    assert numbers(video, Disorder())["disorder"] < 0.65 < 0.85 < numbers(shuffled, Disorder())["disorder"]
+    assert numbers(video[:2], Disorder())["disorder"] is None
+
+
+@pytest.mark.parametrize("settings", [{"reach": 1}, {"cells": 0}])
+def test_disorder_needs_distances_to_compare(settings):
+    with pytest.raises(UserError, match=r"frames up to \d apart in \d+ cells: give 2 or more and 1 or more"):
+        Disorder(**settings)
+
+
+def naive_unevenness(grey):
+    rows, cols = grey.shape
+    values = [
+        grey[y - 1, x] + grey[y + 1, x] + grey[y, x - 1] + grey[y, x + 1] - 4 * grey[y, x]
+        for y in range(1, rows - 1)
+        for x in range(1, cols - 1)
+    ]
+    return torch.stack(values).double().var(correction=0)
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(12, 14), (13, 9)])
+def test_fine_detail_compares_two_scales(rows, cols):
+    video = noise(3, rows, cols)
+    grey = [0.299 * r + 0.587 * g + 0.114 * b for r, g, b in video.double()]
+    half = [
+        torch.stack([
+            torch.stack([each[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean() for x in range(cols // 2)])
+            for y in range(rows // 2)
+        ])
+        for each in grey
+    ]  # fmt: skip
+    wanted = sum(map(naive_unevenness, grey)) / sum(map(naive_unevenness, half))
+    assert numbers(video, FineDetail())["fine_detail"] == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_fine_detail_is_measured_where_the_pixels_are():
+    video = moving(4, 24, 32)
+    as_it_is = numbers(video, FineDetail())["fine_detail"]
+    assert numbers(video, FineDetail(), size=(96, 128))["fine_detail"] == as_it_is
+    assert numbers(video, FineDetail(), size=(12, 16))["fine_detail"] != as_it_is
+    assert numbers(noise(4, 5, 40), FineDetail())["fine_detail"] is None
+    assert numbers(torch.full((1, 3, 12, 12), 7, dtype=torch.uint8), FineDetail())["fine_detail"] is None
+
+
+def test_camera_shake_is_the_change_of_the_median_flow():
+    video, given_flows = noise(7), flows(6)
+    medians = [flow.flatten(1).sort(dim=1).values[:, (16 * 20 - 1) // 2] for flow in given_flows]
+    changes = [math.dist(a.tolist(), b.tolist()) for a, b in zip(medians, medians[1:], strict=False)]
+    told = numbers(video, CameraShake(), flow=GivenFlow(video, given_flows))["camera_shake"]
+    assert told == pytest.approx(100 * sum(changes) / len(changes) / 16, rel=1e-5)
+    assert numbers(video[:2], CameraShake(), flow=GivenFlow(video[:2], given_flows[:1]))["camera_shake"] is None
+
+
+def test_tint_drift_adds_up_what_creeps():
+    video = noise(9)
+    total, farthest = torch.zeros(3), 0.0
+    for before, after in zip(video.float(), video[1:].float(), strict=False):
+        total += (after - before).clamp(-3, 3).mean(dim=(1, 2))
+        own = (after - video[0].float()).mean(dim=(1, 2))
+        farthest = max(farthest, min(float((one - one.mean()).norm()) for one in (total, own)))
+    assert numbers(video, TintDrift())["tint_drift"] == pytest.approx(farthest, rel=1e-4)
+
+
+def test_tint_drift_of_a_known_drift():
+    base = noise(1, seed=4).clamp(60, 190).expand(21, -1, -1, -1)
+    drift = torch.zeros(21, 3, 1, 1)
+    drift[:, 0, 0, 0], drift[:, 2, 0, 0] = torch.arange(21), -torch.arange(21)
+    assert numbers((base + drift).to(torch.uint8), TintDrift())["tint_drift"] == pytest.approx(20 * math.sqrt(2))
+    grey = drift[:, :1].expand(-1, 3, -1, -1)  # brightness alone is no tint
+    assert numbers((base + grey).to(torch.uint8), TintDrift())["tint_drift"] == pytest.approx(0, abs=1e-4)
+    with pytest.raises(UserError, match=r"changes of up to 0.0 levels: give more than 0"):
+        TintDrift(most=0.0)
+
+
+def naive_strengths(video, given_flows):
+    """Strength of every pair, from all pairs at once."""
+    differences = [float((b.float() - a.float()).abs().mean()) for a, b in zip(video, video[1:], strict=False)]
+    side = min(video.shape[-2:])
+    change = {
+        i: 100 * float((given_flows[i] - given_flows[i - 1]).norm(dim=0).mean()) / side
+        for i in range(1, len(given_flows))
+    }
+    found = {}
+    for i in range(1, len(differences) - 1):
+        around = sorted([differences[k] for k in (i - 2, i - 1, i + 1, i + 2) if 0 <= k < len(differences)])
+        away = sorted(change[k] for k in (i - 2, i - 1, i + 2, i + 3) if k in change)
+        if away:
+            under = max(differences[i - 1], differences[i + 1], around[-2])
+            difference = differences[i] / (under + LEVELS)
+            flow = max(change.get(i, 0.0), change[i + 1]) / (sum(away[:2]) / len(away[:2]) + PERCENT)
+            found[i + 1] = math.sqrt(difference * flow) if difference >= 1 else difference
+    return found
+
+
+@pytest.mark.parametrize("frames", [4, 5, 7, 8, 12, 30])
+def test_jumps_are_found_one_pass_as_from_all_pairs(frames):
+    video, given_flows = noise(frames, seed=frames), flows(frames - 1, seed=frames)
+    video[frames // 2 :] //= 3
+    given_flows[frames // 2 - 1] *= 9
+    wanted = naive_strengths(video, given_flows)
+    least = sorted(wanted.values())[len(wanted) // 2] + 1e-6 if wanted else 2.0
+    result = evaluate_stream([video[None]], [Jumps(least=max(1.01, least))], How(flow=GivenFlow(video, given_flows)))
+    if not wanted:
+        assert result.numbers == {"jumps": None, "jump_strongest": None}
+        return
+    assert result.numbers["jump_strongest"] == pytest.approx(max(wanted.values()), rel=1e-4)
+    jumps = sorted(frame for frame, value in wanted.items() if value >= max(1.01, least))
+    assert result.events["jumps"] == tuple(jumps) and result.numbers["jumps"] == len(jumps)
+
+
+@pytest.mark.parametrize("apart", [2, 3, 9])
+def test_cuts_close_to_each_other_are_all_found(apart):
+    left, right = moving(40, 32, 40, step=1), moving(40, 32, 40, step=1).flip(-1).roll(7, dims=1)
+    video = torch.cat((left[:15], right[15 : 15 + apart], left[15 + apart :]))
+    result = evaluate_stream([video[None]], [Jumps()], How(flow=DIS()))
+    assert result.events["jumps"] == (15, 15 + apart)
+
+
+def test_a_steady_motion_has_no_jumps_and_one_is_no_default():
+    result = numbers(moving(30, 32, 40, step=2), Jumps(), flow=DIS())
+    assert result["jumps"] == 0 and result["jump_strongest"] < Jumps.least
+    assert strength([(1.0, 0.0)] * 2, 1) is None and strength([(1.0, 0.0)] * 3, 0) is None
+    with pytest.raises(UserError, match="jumps from a strength of 1.0 on: give more than 1, which is ordinary"):
+        Jumps(least=1.0)
+
+
+GOOD = {
+    "stagnant": 0.0,
+    "disorder": 0.3,
+    "camera_shake": 0.1,
+    "flicker_brightness": 0.2,
+    "fine_detail": 0.6,
+    "tint_drift": 1.0,
+    "jumps": 0.0,
+    "jump_strongest": 1.0,
+}
+BAD = {
+    "stagnation": ("stagnant", 0.5, "it stagnates: nothing moves in 50% of the pairs of frames"),
+    "order": (
+        "disorder", 0.9, "its frames have no order: neighbours differ 0.90 times as much as frames further apart"
+    ),
+    "camera": (
+        "camera_shake", 3.0, "it jitters: from frame to frame the picture's motion changes by 3.0 % of its side"
+    ),
+    "brightness": (
+        "flicker_brightness", 6.0, "it flickers: frames are 6.0 grey levels brighter or darker than their neighbours"
+    ),
+    "sharpness": ("fine_detail", 0.2, "it is blurred: its finest scale has 0.20 of the detail of the next one"),
+    "colour": ("tint_drift", 12.0, "its colours drift by 12 levels"),
+    "cuts": ("jumps", 3.0, "it is cut: 3 jumps between frames"),
+}  # fmt: skip
+
+
+def results(**told):
+    made = evaluate_stream([moving(3, 16, 16)[None]], [], How())
+    return replace(made, numbers=GOOD | told)
+
+
+def test_nothing_to_object():
+    assert verdict(results()).badness == 0 and verdict(results()).reasons == ()
+    assert verdict(results()).grades == dict.fromkeys(ASPECTS, 0.0)
+
+
+@pytest.mark.parametrize("aspect", ASPECTS)
+def test_each_defect_is_named(aspect):
+    name, value, reason = BAD[aspect]
+    found = verdict(results(**{name: value}))
+    assert found.reasons == (reason,) and found.grades[aspect] >= 1
+    assert found.badness == pytest.approx(ASPECTS[aspect].weight * found.grades[aspect])
+    assert {other for other, grade in found.grades.items() if grade} == {aspect}
+
+
+def test_the_worst_reason_comes_first():
+    found = verdict(results(tint_drift=12.0, camera_shake=9.0, jumps=1.0))
+    assert [reason.split(":")[0].split(" by")[0] for reason in found.reasons] == [
+        "it jitters", "its colours drift", "it is cut"
+    ]  # fmt: skip
+    assert found.badness == pytest.approx(2 * WORST + 1 + 0.5)
+
+
+def test_cuts_grow_slowly_and_near_ones_count_a_little():
+    grades = [verdict(results(jumps=float(count))).grades["cuts"] for count in (0, 1, 3, 15)]
+    assert grades == [0.0, 0.5, 1.0, 2.0]
+    near = verdict(results(jump_strongest=2.0))
+    assert 0 < near.badness < 0.25 and near.reasons == ()
+    assert verdict(results(jump_strongest=None)).badness == 0
+
+
+@given(
+    aspect=st.sampled_from(list(ASPECTS.values())),
+    values=st.tuples(st.floats(-1, 50), st.floats(-1, 50)),
+)
+def test_a_worse_value_is_never_graded_better(aspect: Aspect, values):
+    worse, better = sorted(values, reverse=aspect.bad > aspect.fine)
+    assert 0 <= aspect.grade(better) <= aspect.grade(worse) <= WORST
+    assert aspect.grade(aspect.fine) == 0 and aspect.grade(aspect.bad) == pytest.approx(1)
+
+
+def test_a_frozen_video_is_as_bad_as_can_be():
+    video = noise(1, 32, 40).expand(12, -1, -1, -1)
+    how = How(flow=DIS())
+    frozen = verdict(evaluate_stream([video[None]], standard(how), how))
+    assert frozen.badness == UNWATCHABLE and frozen.reasons == ("it is frozen: nothing moves",)
+    worst = {name: math.inf for name in GOOD} | {"fine_detail": 0.0, "disorder": 9.0}
+    assert verdict(results(**worst)).badness <= UNWATCHABLE
+
+
+def test_a_single_frame_is_no_video():
+    found = verdict(evaluate_stream([noise(1, 32, 40)[None]], standard(How()), How()))
+    assert found.badness == UNWATCHABLE and found.reasons == ("it has a single frame: give a video",)
+
+
+def test_what_was_not_measured_is_named():
+    video = moving(12, 32, 40)
+    found = verdict(evaluate_stream([video[None]], standard(How()), How()))
+    missing = {"stagnation": "stagnant", "camera": "camera_shake", "cuts": "jumps"}
+    assert {name for name, grade in found.grades.items() if grade is None} == set(missing)
+    assert found.reasons[-3:] == tuple(f"not judged: {name} ({number} is missing)" for name, number in missing.items())
+
+
+def test_the_standard_metrics_give_all_that_is_judged():
+    named = {name for metric in standard(How(flow=DIS())) for name in metric.numbers}
+    assert {aspect.number for aspect in ASPECTS.values()} | {"jump_strongest"} <= named
+
+
+def test_results_that_were_saved_get_the_same_verdict():
+    how = How(flow=DIS())
+    found = evaluate_stream([moving(14, 32, 40, step=2)[None]], standard(how), how)
+    assert verdict(Results.from_json(found.to_json())) == verdict(found)
+    metrics = [Disorder(), FineDetail(), TintDrift(), Jumps(), CameraShake(), Motion(), Flicker()]
+    assert verdict(evaluate_stream([moving(14, 32, 40, step=2)[None]], metrics, how)) == verdict(found)
+
+
+def test_the_page_tells_of_every_number_and_limit():
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`(\w+\*?)`", page))
+    how = How(flow=DIS())
+    families = tuple(name[:-1] for name in told if name.endswith("*"))
+    for metric in standard(how, borders=EveryChunk(16, 8)):
+        for name in metric.numbers:
+            assert name in told or name.startswith(families) or name.endswith(("_start", "_end")), name
+    rows = dict(re.findall(r"^\| (\w+) \| `(\w+)` \|", page, re.MULTILINE))
+    assert rows == {name: aspect.number for name, aspect in ASPECTS.items()}
+    for name, aspect in ASPECTS.items():
+        if name != "cuts":
+            assert f"| `{aspect.number}` | {aspect.fine:g}" in page and f"| {aspect.weight:g} |" in page
