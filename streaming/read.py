@@ -64,9 +64,9 @@ def _open(path: Path) -> "InputContainer":
     import av
     from av.error import FFmpegError
 
-    if not path.is_file():
-        raise UserError(f"{path} is not a file: give the path of a video")
     try:
+        if not path.is_file():
+            raise UserError(f"{path} is not a file: give the path of a video")
         container = av.open(path)
     except (FFmpegError, OSError) as error:
         raise UserError(f"{path} cannot be read as a video ({_reason(error)}): give an mp4, mov or webm") from error

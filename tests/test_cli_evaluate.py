@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -354,7 +355,7 @@ def test_frames_to_settle_count_for_nothing(good: Path, clip_model: None) -> Non
         (
             "p.json",
             '{"a": {"x": "y"}, "b": "x"}',
-            "a.mp4: p.json: 'x' is no frame: write a whole number",
+            "a.mp4: p.json: 'x' is no frame: write a whole number below a thousand million",
             ["b.mp4"],
         ),
         (
@@ -449,6 +450,15 @@ def test_chunks_behind_an_opening(good: Path, monkeypatch: pytest.MonkeyPatch) -
 # --- VBench -----------------------------------------------------------------------------------------------------------
 
 
+def test_names_that_cannot_be_read_cost_only_their_own_file(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("pipe.mp4")
+    long = "a" * 300 + ".mp4"
+    assert run("evaluate", good, "pipe.mp4", long, *QUICK) == 2
+    told = capfd.readouterr().err
+    assert "pipe.mp4: is not a file" in told and "file name too long" in told
+    assert [entry for entry in json.loads(Path("evaluation/results.json").read_text())["videos"] if "results" in entry]
+
+
 def test_the_folder_for_vbench(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
     save(Path("long.mp4"), clip(32))
     with av.open("other.mkv", "w") as container:
@@ -482,6 +492,14 @@ def test_other_folders_are_not_touched(good: Path, capfd: pytest.CaptureFixture[
     Path("mine/letter.txt").write_text("dear")
     assert run("evaluate", good, "--export-vbench", "mine") == 2
     assert capfd.readouterr().err == "error: --export-vbench mine holds something else: name a new or an empty folder\n"
+    Path("repository/vbench").mkdir(parents=True)
+    Path("repository/VBench_full_info.json").write_text("[]")
+    Path("repository/README.md").write_text("VBench")
+    assert run("evaluate", good, "--export-vbench", "repository") == 2
+    assert Path("repository/README.md").exists() and "holds something else" in capfd.readouterr().err
+    for output in ("vbench", "vbench/inside", "."):
+        assert run("evaluate", good, "--export-vbench", "vbench", "--output", output, "--overwrite") == 2
+        assert "lie in one another: name two folders" in capfd.readouterr().err
     assert run("evaluate", good, "--export-vbench", good) == 2
     assert capfd.readouterr().err == "error: --export-vbench good.mp4 is a file: name a folder\n"
     assert Path("mine/letter.txt").read_text() == "dear" and not Path("evaluation").exists()

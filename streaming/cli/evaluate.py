@@ -102,6 +102,11 @@ def evaluate(
     asked = files.ask(files.expand(videos), prompts, borders)
     if export_vbench is not None:
         vbench.check(export_vbench)
+        one, other = output.resolve(), export_vbench.resolve()
+        if one == other or one in other.parents or other in one.parents:
+            raise UserError(
+                f"--export-vbench {export_vbench} and --output {output} lie in one another: name two folders"
+            )
     equip.check_packages(wanted)
     _check_output(output, overwrite)
     return _run(asked, wanted, jobs or _processors(), output, export_vbench)
@@ -208,8 +213,8 @@ def _tell(document: "Document", output: Path, export: Path | None) -> None:
         print(f"{each.file}: {told}")
     for each in document.failed:
         note(f"error: {each.file}: {each.error}")
+    print(f"reports: {', '.join(str(output / name) for name in FILES)}")
     if export is not None and document.evaluated:
         for line in write(document.evaluated, export):
             note(f"warning: {line}")
         print(f"for VBench: {export}")
-    print(f"reports: {', '.join(str(output / name) for name in FILES)}")

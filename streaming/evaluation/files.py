@@ -1,6 +1,7 @@
 """Which files are to be evaluated, what they show, and where their chunks begin."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +50,7 @@ def expand(given: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in given:
-        if path.is_dir():
+        if os.path.isdir(path):  # pathlib's own raises for names that no file can have
             inside = sorted(each for each in path.iterdir() if each.suffix.lower() in SUFFIXES and each.is_file())
             if not inside:
                 raise UserError(f"{path} holds no video ({', '.join(SUFFIXES)}): name the files")
@@ -83,7 +84,7 @@ def ask(paths: Sequence[Path], prompts: Path | None, borders: Borders | None) ->
 
 def _completed(asked: Asked) -> Asked:
     checkpoint = asked.path.with_name(asked.path.name + ".checkpoint")
-    if (asked.prompts is not None and asked.borders is not None) or not checkpoint.is_file():
+    if (asked.prompts is not None and asked.borders is not None) or not os.path.isfile(checkpoint):
         return asked
     try:
         prompts, borders = beside(checkpoint)
@@ -173,6 +174,6 @@ def _schedule(path: Path, where: str, told: object) -> PromptSchedule | Failed:
 
 
 def _frame(word: str) -> int:
-    if not word.isdecimal():
-        raise UserError(f"'{word}' is no frame: write a whole number")
+    if not word.isdecimal() or len(word) > 9:
+        raise UserError(f"'{word[:20]}' is no frame: write a whole number below a thousand million")
     return int(word)

@@ -1,5 +1,6 @@
 """One file, from disk to numbers and pictures."""
 
+import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -103,7 +104,7 @@ def _short(asked: Asked, error: str) -> str:
 
 
 def _evaluate(asked: Asked, equipment: Equipment, report: Report) -> Evaluated:
-    if asked.path.is_file() and not asked.path.stat().st_size:
+    if os.path.isfile(asked.path) and not asked.path.stat().st_size:
         raise UserError("is empty: give an intact copy")
     times = timing(asked.path)
     video = read_video(asked.path)

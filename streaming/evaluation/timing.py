@@ -39,6 +39,8 @@ def timing(path: Path) -> Timing:
     frames, steps = 0, [0.0, 0.0]
     last: float | None = None
     try:
+        if not path.is_file():  # a pipe would make us wait
+            return Timing(frames=0, shortest=0.0, longest=0.0)
         with av.open(path) as container:
             for time in _in_order(container):
                 frames += 1

@@ -33,6 +33,8 @@ CLIP_SECONDS = 2
 LONGEST_NAME = 180
 """Bytes of a prompt in a file's name: programs append to it, and file systems take 255."""
 
+WRITTEN = {"videos", "prompts.json", "VBench_full_info.json"}
+"""What an export holds."""
 _QUALITY = 12  # x264's crf of a video that must be encoded again
 
 
@@ -65,11 +67,21 @@ def export(evaluated: Sequence[Evaluated], folder: Path) -> list[str]:
 
 
 def check(folder: Path) -> None:
-    """Raises UserError for a folder that holds something else than an earlier export."""
+    """Raises UserError for a file, and for a folder that holds anything but an earlier export: it would be replaced."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--export-vbench {folder} is a file: name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "VBench_full_info.json").is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder):
         raise UserError(f"--export-vbench {folder} holds something else: name a new or an empty folder")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it holds what `export` writes, and nothing else."""
+    try:
+        prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+        videos = {path.name for path in (folder / "videos").iterdir()}
+    except (OSError, ValueError):
+        return False
+    return {path.name for path in folder.iterdir()} == WRITTEN and isinstance(prompts, dict) and videos == set(prompts)
 
 
 def named(evaluated: Sequence[Evaluated]) -> list[str]:
