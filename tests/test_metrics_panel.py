@@ -51,23 +51,25 @@ def check(video, key):
     return original, ranks
 
 
+FIRST = {
+    "frozen": "it is frozen",
+    "cut in half": "it is cut",
+    "cut every 16": "it is cut",
+    "jitter": "it jitters",
+    "brightness flicker": "it flickers",
+    "stagnation after 16": "it stagnates",
+    "blur": "it is blurred",
+}
+"""What the verdict says first of those corruptions that have but one thing wrong."""
+
+
 @pytest.mark.parametrize("name", SCENES)
 def test_procedural_clips_rank_above_their_corruptions(name):
     seed, attributes = SCENES[name]
     scene = specified_scenes(Key(seed).generator(), n=1, **attributes)
     original, ranks = check(render(scene, frames=48)[0], Key(seed))
     assert original.reasons == () and original.badness < 0.5
-    assert {name: rank.reasons[0].split(":")[0] for name, rank in ranks.items() if name != "frozen + noise"} == {
-        "frozen": "it is frozen",
-        "shuffled": ranks["shuffled"].reasons[0].split(":")[0],
-        "cut in half": "it is cut",
-        "cut every 16": "it is cut",
-        "jitter": "it jitters",
-        "brightness flicker": "it flickers",
-        "stagnation after 16": "it stagnates",
-        "blur": "it is blurred",
-        "drift of colour": ranks["drift of colour"].reasons[0],
-    }
+    assert {name: rank.reasons[0].split(":")[0] for name, rank in ranks.items() if name in FIRST} == FIRST
     assert any(reason.startswith("its frames have no order") for reason in ranks["shuffled"].reasons)
     assert ranks["drift of colour"].reasons[0].startswith("its colours drift by ")
     assert ranks["frozen"].badness == UNWATCHABLE > max(rank.badness for rank in ranks.values() if rank.grades["order"])

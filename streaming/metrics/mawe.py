@@ -46,7 +46,8 @@ class MAWE:
     """Mean over pairs of error / (c * motion) (published code). One pair without any motion makes it infinite, or NaN
     if the pair has no error either."""
     ratio_of_means: float
-    """Mean error / (c * mean motion): the measure of the video as a whole (the paper's formula). Infinite, or NaN if
+    """Mean error / (c * mean motion): the measure of the video as a whole (the formula in
+    the paper's main text; its supplement divides by the mean squared flow). Infinite, or NaN if
     there is no error either, for a video without any motion."""
 
 
