@@ -3,10 +3,10 @@
 import math
 from typing import final
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from streaming.short_attention import attention
 from streaming.types import Features
 
 
@@ -40,7 +40,7 @@ class Merger(nn.Module):
         batch, frames, positions, width = features.shape
         normed = self.norm(features.flatten(1, 2).transpose(1, 2)).transpose(1, 2)
         query = self._heads(self.to_q(self.proj_in(normed.unflatten(1, (frames, positions)))))
-        attended = F.scaled_dot_product_attention(query, self._heads(self.to_k(memory)), self._heads(self.to_v(memory)))
+        attended = attention(query, self._heads(self.to_k(memory)), self._heads(self.to_v(memory)))
         joined = attended.transpose(1, 2).reshape(batch, positions, frames, width).transpose(1, 2)
         return self.proj_out(self.to_out(joined)).to(features.dtype)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from backends.diffusers_attention import shorten_attention
 from backends.embedded.config import (
     ENHANCED_FRAMES,
     ENHANCED_SIZE,
@@ -45,6 +46,7 @@ class DiffusionObjective(nn.Module):
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
+        shorten_attention(unet)
         self.unet = unet
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
