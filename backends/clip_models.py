@@ -1,6 +1,7 @@
 """CLIP models for the CLIP score: a folder with both towers, the embedded world's among them, and open_clip's."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from streaming.errors import UserError
 from streaming.metrics.clip import ClipEncoder
 from streaming.metrics.described import Plain
+from streaming.metrics.fingerprint import file_sha256, tensors_sha256
 
 
 @final
@@ -37,8 +39,15 @@ class FolderCLIP(ClipEncoder):
         return ("transformers",)
 
     def settings(self) -> dict[str, Plain]:
-        """The folder's name."""
-        return {"kind": "FolderCLIP", "model": self._name}
+        """The folder's name, and the SHA-256 of both towers' weights as they are in memory."""
+        return {"kind": "FolderCLIP", "model": self._name, "sha256": self._sha256}
+
+    @cached_property
+    def _sha256(self) -> str:
+        towers = {"text": self._text.model, "image": self._image}
+        return tensors_sha256(
+            {f"{tower}.{name}": value for tower in towers for name, value in towers[tower].state_dict().items()}
+        )
 
     @torch.no_grad()
     def images(self, frames: UInt8[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch width"]:
@@ -77,8 +86,9 @@ class OpenCLIP(ClipEncoder):
         return ("open_clip",)
 
     def settings(self) -> dict[str, Plain]:
-        """The model's name and its file's."""
-        return {"kind": "OpenCLIP", "model": self._model, "weights": self._weights.name}
+        """The model's name, its file's, and the SHA-256 of the file's bytes."""
+        told: dict[str, Plain] = {"weights": self._weights.name, "sha256": file_sha256(self._weights)}
+        return {"kind": "OpenCLIP", "model": self._model, **told}
 
     @torch.no_grad()
     def images(self, frames: UInt8[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch width"]:

@@ -1,7 +1,7 @@
 """`python -m benchmarks.corruption_panel`: which metric notices which corruption, and what the verdict says.
 
 Markdown. A metric notices a corruption of a clip if it rates the corrupted video worse than the original, by 5 % or
-more (absent and infinite numbers are worst). The verdict has to rank it lower.
+more (absent and infinite numbers are worst). The verdict has to rank it lower; without a verdict it is not noticed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from backends.world import ACTIONS, CAMERAS, PLACES, canonical_captions, render, specified_scenes
-from benchmarks.corruptions import CORRUPTIONS, SUBTLE, Video
+from benchmarks.corruptions import CORRUPTIONS, NOISY, SUBTLE, Corruption, Video
 from benchmarks.real_clips import load, real_clips
 from streaming.errors import UserError
 from streaming.keys import Key
@@ -34,7 +34,7 @@ def main(
     size: Annotated[int, typer.Option(help="Side of a procedural frame, pixels; real ones have twice as many")] = 64,
     real: Annotated[bool, typer.Option(help="Whether real clips are used")] = True,
 ) -> None:
-    """Prints the table of metrics and corruptions, then the verdict's badness of every clip."""
+    """Prints the table of metrics and corruptions, how narrowly the verdict passes, then every clip's badness."""
     clips = dict(procedural(scenes, seed, frames, size))
     if real:
         try:
@@ -42,7 +42,7 @@ def main(
         except UserError as error:
             print(f"No real clips: {error}\n")
     rated = {name: rate(video, Key(seed).fold(name)) for name, video in clips.items()}
-    print("\n".join([*noticed(rated), "", *verdicts(rated)]))
+    print("\n".join([*noticed(rated), "", *margins(rated), "", *summary(rated), "", *verdicts(rated)]))
 
 
 def procedural(count: int, seed: int, frames: int, size: int) -> Iterator[tuple[str, Video]]:
@@ -57,7 +57,7 @@ def procedural(count: int, seed: int, frames: int, size: int) -> Iterator[tuple[
 def rate(video: Video, key: Key) -> Rated:
     """Results of a clip and of its corruptions, by the standard metrics with DIS flow."""
     how = How(flow=DIS())
-    ways = {ORIGINAL: _as_it_is, **CORRUPTIONS, **SUBTLE}
+    ways: Mapping[str, Corruption] = {ORIGINAL: _as_it_is, **CORRUPTIONS, **NOISY, **SUBTLE}
     return {
         name: evaluate_stream([spoil(video, key.fold(name))[None]], standard(how), how) for name, spoil in ways.items()
     }
@@ -84,11 +84,39 @@ def noticed(rated: Mapping[str, Rated]) -> list[str]:
 
 
 def _ways() -> tuple[str, ...]:
-    return (*CORRUPTIONS, *SUBTLE)
+    return (*CORRUPTIONS, *NOISY, *SUBTLE)
 
 
 def _verdict(original: Results, corrupted: Results) -> bool:
-    return verdict(corrupted).badness > verdict(original).badness
+    return margin(original, corrupted) > 0
+
+
+def margin(original: Results, corrupted: Results) -> float:
+    """By how much the corrupted video's badness is the larger one; minus infinity if either has no verdict."""
+    before, after = verdict(original).badness, verdict(corrupted).badness
+    return -inf if before is None or after is None else after - before
+
+
+def margins(rated: Mapping[str, Rated]) -> list[str]:
+    """A row a corruption: the clip on which the verdict finds it most narrowly, and by how much badness."""
+    rows = []
+    for way in _ways():
+        found = {name: margin(one[ORIGINAL], one[way]) for name, one in rated.items()}
+        least = min(found, key=lambda name: found[name])
+        missed = [name for name in found if not found[name] > 0]
+        rows.append([way, f"{len(found) - len(missed)} of {len(found)}", f"{found[least]:.2f}", least])
+    return _lines(["corruption", "ranked below the original", "most narrowly by", "on"], rows)
+
+
+def summary(rated: Mapping[str, Rated]) -> list[str]:
+    """How many corrupted videos the verdict ranks below their originals, and which ones it does not."""
+    lines = []
+    for told, ways in (("the ten corruptions", CORRUPTIONS), ("noise", NOISY), ("jumps in time", SUBTLE)):
+        pairs = [(name, way) for name in rated for way in ways]
+        missed = [(n, way) for n, way in pairs if not margin(rated[n][ORIGINAL], rated[n][way]) > 0]
+        lines.append(f"- {told}: {len(pairs) - len(missed)} of {len(pairs)} rank below their originals")
+        lines += [f"  - missed: {way}, {name}" for name, way in missed]
+    return lines
 
 
 def _number(name: str) -> Callable[[Results, Results], bool]:
@@ -110,18 +138,23 @@ def verdicts(rated: Mapping[str, Rated]) -> list[str]:
     """A row a clip: badness of the original and of its corruptions, with a mark where the latter is not larger."""
     rows = []
     for name, one in rated.items():
-        found = {way: verdict(results).badness for way, results in one.items()}
         marks = [
-            f"{bad:.2f}" + ("" if bad > found[ORIGINAL] else " ✗") for way, bad in found.items() if way != ORIGINAL
+            _told(verdict(one[way]).badness) + ("" if _verdict(one[ORIGINAL], one[way]) else " ✗") for way in _ways()
         ]
-        rows.append((name, [f"{found[ORIGINAL]:.2f}", *marks]))
+        rows.append((name, [_told(verdict(one[ORIGINAL]).badness), *marks]))
     return _table("badness", rows, first=[ORIGINAL])
 
 
+def _told(badness: float | None) -> str:
+    return "none" if badness is None else f"{badness:.2f}"
+
+
 def _table(corner: str, rows: Sequence[tuple[str, list[str]]], first: Sequence[str] = ()) -> list[str]:
-    head = [corner, *first, *_ways()]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *([title, *cells] for title, cells in rows)]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return _lines([corner, *first, *_ways()], [[title, *cells] for title, cells in rows])
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(line) + " |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
 
 
 if __name__ == "__main__":

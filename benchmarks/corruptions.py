@@ -20,7 +20,11 @@ Corruption: TypeAlias = Callable[[Video, Key], Video]
 OPENING = 16
 """Frames of a first chunk: what stagnates does so behind it, and pieces are as long."""
 NOISE = 2
-"""Grey levels that noise adds or takes at most."""
+"""Grey levels that noise on a frozen video adds or takes at most."""
+HEAVY = 25
+"""Grey levels that noise on a moving video adds or takes at most."""
+GRAIN = 8
+"""Grey levels that grain adds or takes at most."""
 FLICKER = 20
 """Grey levels that brightness flickers up or down at most."""
 JITTER = 1 / 32
@@ -38,8 +42,12 @@ def frozen(video: Video, key: Key) -> Video:
 
 def frozen_noise(video: Video, key: Key) -> Video:
     """The first frame with fresh noise in every frame."""
-    noise = key.integers(-NOISE, NOISE + 1, *video.shape)
-    return (frozen(video, key).int() + noise).clamp(0, 255).to(torch.uint8)
+    return _noisy(frozen(video, key), key, NOISE)
+
+
+def _noisy(video: Video, key: Key, most: int) -> Video:
+    noise = key.integers(-most, most + 1, *video.shape)
+    return (video.int() + noise).clamp(0, 255).to(torch.uint8)
 
 
 def shuffled(video: Video, key: Key) -> Video:
@@ -98,6 +106,16 @@ def colour_drift(video: Video, key: Key) -> Video:
     return spoilt.round().clamp(0, 255).to(torch.uint8)
 
 
+def noise(video: Video, key: Key) -> Video:
+    """Fresh noise in every frame."""
+    return _noisy(video, key, HEAVY)
+
+
+def grain_on_blur(video: Video, key: Key) -> Video:
+    """Every frame through the Gaussian of `blur`, then under fresh grain, which has the fine detail that is gone."""
+    return _noisy(blur(video, key), key, GRAIN)
+
+
 def jump_in_half(video: Video, key: Key) -> Video:
     """The second half first: one jump to another moment of the same scene."""
     return video.roll(-(len(video) // 2), dims=0)
@@ -126,6 +144,9 @@ CORRUPTIONS: Mapping[str, Corruption] = MappingProxyType(
     }
 )
 """By name. Each takes a video of 32 frames or more and gives one of the same size."""
+
+NOISY: Mapping[str, Corruption] = MappingProxyType({"noise": noise, "grain on blur": grain_on_blur})
+"""Two more that the verdict must not be fooled by."""
 
 SUBTLE: Mapping[str, Corruption] = MappingProxyType({"jump in half": jump_in_half, "jump every 16": jump_every_16})
 """Harder ones. Where one object moves to and fro before a still camera, a jump in time may look like its motion."""

@@ -13,6 +13,7 @@ from streaming.comparison.compared import compare
 from streaming.comparison.read import NAME, pair, read
 from streaming.comparison.report import as_json, markdown
 from streaming.comparison.settings import differences
+from streaming.errors import UserError
 from streaming.keys import Key
 from streaming.metrics.contract import Number
 from streaming.metrics.paired import Procedure, compare_pairs, holm
@@ -212,13 +213,87 @@ def test_or_by_order(tmp_path: Path) -> None:
         pair(second, same)
 
 
-def test_names_that_occur_twice_pair_by_order(tmp_path: Path) -> None:
-    one = [*videos(2, folder="x"), *videos(2, folder="y")]
-    first, second = read([write(tmp_path / "a", one), write(tmp_path / "b", one)])
-    assert pair(first, second).by == "order"
-    (third,) = read([write(tmp_path / "c", videos(2))])
-    with pytest.raises(Exception, match="some names occur twice, and there are 4 and 2"):
-        pair(first, third)
+def named(*files: str) -> list[dict[str, Any]]:
+    return [each | {"file": file} for each, file in zip(videos(len(files)), files, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "pairs"),
+    [
+        # the same paths, in another order
+        (["a/x.mp4", "b/x.mp4"], ["b/x.mp4", "a/x.mp4"], {"a/x.mp4": "a/x.mp4", "b/x.mp4": "b/x.mp4"}),
+        # folders of the same name in different places
+        (
+            ["base/a/x.mp4", "base/b/x.mp4"],
+            ["/tmp/new/b/x.mkv", "/tmp/new/a/x.mkv"],
+            {"base/a/x.mp4": "/tmp/new/a/x.mkv", "base/b/x.mp4": "/tmp/new/b/x.mkv"},
+        ),
+        # one shared file, the others by name
+        (["ref.mp4", "base/x.mp4"], ["new/x.mp4", "ref.mp4"], {"ref.mp4": "ref.mp4", "base/x.mp4": "new/x.mp4"}),
+        # what cannot be told apart stays alone
+        (["a/x.mp4", "b/x.mp4"], ["a/x.mp4", "c/x.mp4"], {"a/x.mp4": "a/x.mp4"}),
+        # endings tell too
+        (["p/x.mp4", "p/x.mkv"], ["q/x.mkv", "q/x.mp4"], {"p/x.mp4": "q/x.mp4", "p/x.mkv": "q/x.mkv"}),
+        # never one video twice
+        (["c/x.mp4", "a/x.mkv"], ["a/x.mp4"], {"a/x.mkv": "a/x.mp4"}),
+    ],
+)
+def test_names_that_occur_twice_are_told_apart_by_folders(
+    tmp_path: Path, one: list[str], two: list[str], pairs: dict[str, str]
+) -> None:
+    found = pair(*read([write(tmp_path / "1", named(*one)), write(tmp_path / "2", named(*two))]))
+    assert found.by == "name" and {a.file: b.file for a, b in found.pairs} == pairs
+    assert sorted(found.alone) == sorted([*set(one) - set(pairs), *set(two) - set(pairs.values())])
+
+
+def test_names_that_folders_do_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    one, two = named("seed0/x.mp4", "seed1/x.mp4"), named("new0/x.mp4", "new1/x.mp4")
+    told = (
+        r"^the videos of a and b cannot be paired: 'x' and its folders don't tell which belongs to which, and there "
+        "are 2 and 2; give the files of one prompt the same name in both$"
+    )
+    with pytest.raises(UserError, match=told):
+        pair(*read([write(tmp_path / "a", one), write(tmp_path / "b", two)]))
+
+
+def test_prompts_without_a_video_are_no_videos(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a", videos(3)), write(tmp_path / "b", named("p.mp4", "q.mp4", "r.mp4"))]
+    told = json.loads((paths[1] / NAME).read_text())
+    told["unused_prompts"] = [{"prompt": "prompts.txt", "error": "line 4 belongs to no video"}]
+    (paths[1] / NAME).write_text(json.dumps(told))
+    assert pair(*read(paths)).by == "order"
+
+
+def graded(count: int, badness: Any, *judged: str) -> list[dict[str, Any]]:
+    grades = {name: 0.5 if name in judged else None for name in ("cuts", "colour", "camera")}
+    told = {"badness": badness, "judged": list(judged), "grades": grades, "reasons": []}
+    return [each | {"verdict": dict(told)} for each in videos(count)]
+
+
+def test_verdicts_of_different_aspects_are_not_compared(tmp_path: Path) -> None:
+    one = [*graded(4, 1.0, "cuts", "colour"), *graded(7, 3.0, "cuts", "colour")[4:]]
+    two = [*graded(4, 2.0, "cuts", "colour"), *graded(7, 0.5, "cuts")[4:]]
+    two[3]["results"]["frozen"], two[3]["verdict"]["grades"] = True, dict.fromkeys(("cuts", "colour", "camera"))
+    del two[4]["verdict"]["judged"]  # then grades tell
+    found = compare(read([write(tmp_path / "a", one), write(tmp_path / "b", two)]), FAST)
+    (other,) = found.others
+    number = other.numbers["verdict_badness"]
+    assert (number.pairs, number.left_out, number.means) == (4, 3, (1.0, 2.0))  # the frozen one is compared
+    assert other.unlike == tuple((f"out/0{i}.mp4", ("colour",)) for i in (4, 5, 6))
+    text = markdown(found)
+    assert "Verdicts left out in 3 pairs, as they judged different aspects: out/04.mp4 (colour), ...." in text
+    told = json.loads(as_json(found))["comparisons"][0]["verdicts_of_different_aspects"]
+    assert told[0] == {"file": "out/04.mp4", "aspects": ["colour"]}
+    alike = compare(read([tmp_path / "a", write(tmp_path / "c", graded(7, 1.0, "cuts", "colour"))]), FAST)
+    assert alike.others[0].unlike == () and "Verdicts left out" not in markdown(alike)
+
+
+def test_an_absent_verdict_is_absent(tmp_path: Path) -> None:
+    found = compare(
+        read([write(tmp_path / "a", graded(6, 1.0, "cuts")), write(tmp_path / "b", graded(6, None, "colour"))]), FAST
+    )
+    number = found.others[0].numbers["verdict_badness"]
+    assert number.pairs == 0 and number.absent == (0, 6) and not found.others[0].unlike
 
 
 # --- what was measured differently -----------------------------------------------------------------------------------
@@ -248,6 +323,28 @@ def test_settings_that_differ(tmp_path: Path, changes: dict[str, Any], names: li
     )
     found = differences(pair(*evaluations))
     assert [each.name for each in found] == names and all(each.pairs == 2 for each in found)
+
+
+def test_weights_are_told_apart_by_what_they_are_not_by_name(tmp_path: Path) -> None:
+    def told(flow: str, lpips: str, name: str) -> dict[str, Any]:
+        perceptual = {"kind": "LPIPS", "trunk": name, "sha256": lpips}
+        metrics = [*SETTINGS["metrics"], {"kind": "AnchorPerceptual", "perceptual": perceptual}]
+        return {**SETTINGS, "flow": {"kind": "RAFT", "weights": name, "sha256": flow}, "metrics": metrics}
+
+    settings = {
+        "a": told("1" * 64, "2" * 64, "x"),
+        "b": told("1" * 64, "2" * 64, "y"),
+        "c": told("3" * 64, "4" * 64, "x"),
+    }
+    a, b, c = read([write(tmp_path / name, videos(2, settings=each)) for name, each in settings.items()])
+    assert differences(pair(a, b)) == ()
+    found = {each.name: each.values for each in differences(pair(a, c))}
+    assert found == {
+        "metrics.AnchorPerceptual.perceptual.sha256": ('"222222222222..."', '"444444444444..."'),
+        "flow.sha256": ('"111111111111..."', '"333333333333..."'),
+    }
+    with pytest.raises(UserError, match=r'not measured alike.*flow.sha256 \("111111111111\.\.\." and "3333'):
+        compare([a, c], FAST)
 
 
 def test_different_clip_models_lengths_sizes_and_prompts(tmp_path: Path) -> None:
@@ -288,11 +385,15 @@ def test_they_are_refused_by_name_or_compared_all_the_same(tmp_path: Path, capfd
         ("[1]", "holds no results of 'streamingt2v evaluate': name the results.json that it wrote"),
         ("{", "is no JSON (Expecting property name"),
         ('{"version": 1, "videos": NaN}', "is no JSON (NaN is no number of JSON)"),
+        ("[" * 100_000, "is no JSON (maximum recursion depth exceeded"),
+        ('{"version": 9, "clips": {}}', "has version 9 of the results, this program reads 1: evaluate again"),
+        ('{"version": {"a": 1}, "videos": []}', 'has version {"a": 1} of the results, this program reads 1: evaluate'),
+        ('{"version": 1, "videos": {}}', "holds no results of 'streamingt2v evaluate'"),
         ('{"version": 9, "videos": []}', "has version 9 of the results, this program reads 1: evaluate again"),
         ('{"version": 1, "videos": []}', "has no video that could be evaluated: there is nothing to compare"),
         ('{"version": 1, "videos": [{"file": "a.mp4", "error": "no"}]}', "has no video that could be evaluated"),
-        ('{"version": 1, "videos": [{"results": {}}]}', "is damaged or was not written by 'evaluate' ('file'): eval"),
-        ('{"version": 1, "videos": [{"file": "a", "results": {}}]}', "(these are no results of an evaluation (other"),
+        ('{"version": 1, "videos": [{"results": {}}]}', "is damaged or was not written by 'evaluate' (no 'file'): e"),
+        ('{"version": 1, "videos": [{"file": "a", "results": {}}]}', "(its numbers are null): evaluate again"),
         ('{"version": 1, "videos": [3]}', "is damaged or was not written by 'evaluate'"),
     ],
 )
@@ -303,6 +404,51 @@ def test_files_that_are_no_results(
     assert run("compare", folders[0], tmp_path / "x.json") == 2
     told = capfd.readouterr().err
     assert told.startswith(f"error: {tmp_path / 'x.json'} ") and wording in told and told.count("\n") == 1
+
+
+PLACES = [
+    "settings", "numbers", "numbers.warp", "meanings", "meanings.warp", "meanings.warp.better", "series", "events",
+    "frames", "shown", "frozen", "fps", "settings.metrics", "settings.versions", "settings.flow", "settings.size",
+]  # fmt: skip
+"""Of one video's results, where anything may stand in a file that somebody has edited."""
+
+
+def repr_of(value: Any) -> str:
+    return repr(value)[:12]
+
+
+@pytest.mark.parametrize("place", ["", *PLACES])
+@pytest.mark.parametrize("put", [None, 3, "x", [], [1], {}, {"a": 1}, True, 1e400, 10**400], ids=repr_of)
+def test_whatever_stands_in_a_file_gets_a_line_or_a_comparison(tmp_path: Path, place: str, put: Any) -> None:
+    good, bad = videos(3), videos(3)
+    target: Any = bad[1]
+    *way, last = ["results", *filter(None, place.split("."))]
+    for step in way:
+        target = target[step]
+    target[last] = put
+    text = json.dumps({"version": 1, "videos": bad}).replace("Infinity", "1e400")
+    (tmp_path / "bad.json").write_text(text)
+    try:
+        compare(read([write(tmp_path / "good", good), tmp_path / "bad.json"]), FAST)
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 600  # a line of ours, not what a type checker says
+
+
+@pytest.mark.parametrize(
+    "verdict", [3, [], {}, {"badness": "x"}, {"badness": True}, {"badness": 1, "grades": []}], ids=repr_of
+)
+def test_a_verdict_that_is_none_gets_a_line(tmp_path: Path, verdict: Any) -> None:
+    bad = [each | {"verdict": verdict} for each in videos(2)]
+    with pytest.raises(UserError, match="is damaged or was not written by 'evaluate' "):
+        read([write(tmp_path / "bad", bad)])
+
+
+def test_every_way_to_be_cut_off_gets_a_line(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    whole = (folders[0] / NAME).read_bytes()
+    for place in range(0, len(whole), 997):
+        (tmp_path / "cut.json").write_bytes(whole[:place])
+        with pytest.raises(UserError, match=r"cut.json is no JSON \(.*\): name a results.json that"):
+            read([tmp_path / "cut.json"])
 
 
 def test_wrong_usage(folders: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

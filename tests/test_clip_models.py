@@ -1,5 +1,6 @@
 """CLIP models for the CLIP score: the embedded world's, a folder's, open_clip's."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -55,7 +56,9 @@ def test_open_clips_from_a_file(tmp_path: Path) -> None:
         words = network.encode_text(open_clip.get_tokenizer("tiny-for-tests")(["a red ball"]))
     torch.testing.assert_close(made.images(frames), images)
     torch.testing.assert_close(made.texts(["a red ball"]), words)
-    assert made.settings() == {"kind": "OpenCLIP", "model": "tiny-for-tests", "weights": "w.safetensors"}
+    told = made.settings()
+    assert told.pop("sha256") == hashlib.sha256((tmp_path / "w.safetensors").read_bytes()).hexdigest()
+    assert told == {"kind": "OpenCLIP", "model": "tiny-for-tests", "weights": "w.safetensors"}
     with pytest.raises(UserError, match="not this model's"):
         make_clip(f"open_clip:ViT-B-32:{tmp_path / 'w.safetensors'}")
 

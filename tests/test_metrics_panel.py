@@ -1,13 +1,14 @@
 """The verdict ranks a video above each of ten corruptions of it, on procedural clips and on real ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from backends.world import render, specified_scenes
-from benchmarks.corruption_panel import noticed, rate, verdicts
-from benchmarks.corruptions import CORRUPTIONS, SUBTLE
+from benchmarks.corruption_panel import margins, noticed, rate, summary, verdicts
+from benchmarks.corruptions import CORRUPTIONS, NOISY, SUBTLE
 from benchmarks.real_clips import NAMES, VARIABLE, load, real_clips
 from streaming.errors import UserError
 from streaming.keys import Key
@@ -15,15 +16,15 @@ from streaming.metrics import (
     DIS,
     CameraShake,
     Disorder,
-    FineDetail,
     Flicker,
+    Grain,
     How,
     Jumps,
     Motion,
     TintDrift,
     evaluate_stream,
 )
-from streaming.metrics.verdict import UNWATCHABLE, verdict
+from streaming.metrics.verdict import ASPECTS, UNWATCHABLE, verdict
 
 SCENES = {
     "pan, zigzag": (31, {"place": "desert", "action": "zigzags", "camera": "pans left"}),
@@ -38,14 +39,15 @@ CLEARLY = {"cut in half": 0.1, "cut every 16": 0.2}
 
 
 def judged(video):
-    metrics = [Disorder(), FineDetail(), TintDrift(), Jumps(), CameraShake(), Motion(), Flicker()]
+    metrics = [Disorder(), Grain(), TintDrift(), Jumps(), CameraShake(), Motion(), Flicker()]
     return verdict(evaluate_stream([video[None]], metrics, How(flow=DIS())))
 
 
 def check(video, key):
     original = judged(video)
-    ranks = {name: judged(spoil(video, key.fold(name))) for name, spoil in CORRUPTIONS.items()}
-    assert len(ranks) == 10
+    assert len(CORRUPTIONS) == 10 and len(NOISY) == 2
+    ranks = {name: judged(spoil(video, key.fold(name))) for name, spoil in (CORRUPTIONS | NOISY).items()}
+    assert {original.judged, *(rank.judged for rank in ranks.values())} == {tuple(ASPECTS)}
     for name, rank in ranks.items():
         assert rank.badness >= original.badness + CLEARLY.get(name, 0.7), name
     return original, ranks
@@ -73,6 +75,8 @@ def test_procedural_clips_rank_above_their_corruptions(name):
     assert any(reason.startswith("its frames have no order") for reason in ranks["shuffled"].reasons)
     assert ranks["drift of colour"].reasons[0].startswith("its colours drift by ")
     assert ranks["frozen"].badness == UNWATCHABLE > max(rank.badness for rank in ranks.values() if rank.grades["order"])
+    assert ranks["noise"].reasons[0].startswith("it is noisy: ")
+    assert any(reason.startswith("it is blurred") for reason in ranks["grain on blur"].reasons)
     assert any(word in " ".join(ranks["frozen + noise"].reasons) for word in ("no order", "frozen"))
 
 
@@ -113,9 +117,9 @@ def random_video(frames=40):
     return Key(5).integers(0, 256, frames, 3, 24, 36).to(torch.uint8)
 
 
-@pytest.mark.parametrize("name", [*CORRUPTIONS, *SUBTLE])
+@pytest.mark.parametrize("name", [*CORRUPTIONS, *NOISY, *SUBTLE])
 def test_corruptions_keep_the_size_and_are_repeatable(name):
-    video, spoil = random_video(), (CORRUPTIONS | SUBTLE)[name]
+    video, spoil = random_video(), (CORRUPTIONS | NOISY | SUBTLE)[name]
     before = video.clone()
     one, two = spoil(video, Key(1)), spoil(video, Key(1))
     assert one.shape == video.shape and one.dtype == torch.uint8
@@ -124,7 +128,10 @@ def test_corruptions_keep_the_size_and_are_repeatable(name):
 
 def test_what_corruptions_do():
     video = random_video()
-    made = {name: spoil(video, Key(1)) for name, spoil in (CORRUPTIONS | SUBTLE).items()}
+    made = {name: spoil(video, Key(1)) for name, spoil in (CORRUPTIONS | NOISY | SUBTLE).items()}
+    change = made["noise"].int() - video.int()
+    assert change.abs().max() == 25 and abs(float(change.float().mean())) < 0.5
+    assert 4 < float((made["grain on blur"].float() - made["blur"].float()).std()) < 5  # of -8 to 8
     assert all(torch.equal(frame, video[0]) for frame in made["frozen"])
     assert (made["frozen + noise"].int() - video[0].int()).abs().max() == 2
     assert sorted(map(bytes, made["shuffled"].numpy())) == sorted(map(bytes, video.numpy()))
@@ -163,16 +170,33 @@ def test_blur_of_a_point_is_a_gaussian():
     assert torch.allclose(spread, gaussian / gaussian.sum(), atol=0.004)
 
 
-def test_tables_count_clips():
+@pytest.fixture(scope="module")
+def rated():
     scene = specified_scenes(Key(32).generator(), n=1, place="snow", action="floats", camera="static")
-    rated = {"a clip": rate(render(scene, frames=33)[0], Key(0))}
+    return {"a clip": rate(render(scene, frames=33)[0], Key(0))}
+
+
+def test_tables_count_clips(rated):
     table = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in noticed(rated)}
-    assert table["noticed on how many of 1 clips"] == [*CORRUPTIONS, *SUBTLE]
-    assert table["**verdict**"][:10] == ["all"] * 10
+    assert table["noticed on how many of 1 clips"] == [*CORRUPTIONS, *NOISY, *SUBTLE]
+    assert table["**verdict**"][:12] == ["all"] * 12
     assert table["`stagnant`"][0] == "all" and table["`stagnant`"][2] == "–"
     assert "`flow_std_joins`" not in table  # no chunks, no joins
     row = verdicts(rated)[2].strip("| ").split(" | ")
-    assert row[:1] == ["a clip"] and row[2] == f"{UNWATCHABLE:.2f}" and "✗" not in " ".join(row[:12])
+    assert row[:1] == ["a clip"] and row[2] == f"{UNWATCHABLE:.2f}" and "✗" not in " ".join(row[:14])
+    assert [line for line in summary(rated) if line.startswith("-")][:2] == [
+        "- the ten corruptions: 10 of 10 rank below their originals", "- noise: 2 of 2 rank below their originals"
+    ]  # fmt: skip
+    narrow = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in margins(rated)}
+    assert narrow["frozen"] == ["1 of 1", f"{UNWATCHABLE - float(row[1]):.2f}", "a clip"]
+    assert all(way in narrow for way in (*CORRUPTIONS, *NOISY, *SUBTLE))
+
+
+def test_a_video_without_a_verdict_is_not_noticed(rated):
+    absent = replace(rated["a clip"]["blur"], numbers={**rated["a clip"]["blur"].numbers, "grain": None})
+    rated = {"a clip": {**rated["a clip"], "blur": absent}}
+    assert "  - missed: blur, a clip" in summary(rated)
+    assert "| none ✗ |" in verdicts(rated)[2]
 
 
 def test_files_of_the_panel_are_read_as_squares(tmp_path):
@@ -181,3 +205,19 @@ def test_files_of_the_panel_are_read_as_squares(tmp_path):
     with VideoWriter(path := Path(tmp_path) / "a.mp4", fps=8.0, height=32, width=48) as writer:
         writer.write(torch.rand(1, 20, 3, 32, 48, generator=Key(0).generator()))
     assert load(path, frames=18, size=16).shape == (18, 3, 16, 16)
+
+
+def test_the_page_has_the_tables_that_the_panel_prints(rated):
+    """Titles of rows and columns; the figures are the real clips' and the twelve scenes'."""
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8").splitlines()
+    for table in (noticed(rated), margins(rated), verdicts(rated)):
+        columns = table[0].split(" | ")[1:]
+        (place,) = [i for i, line in enumerate(page) if line.split(" | ")[1:] == columns]
+        rows = []
+        while page[place].startswith("|"):
+            rows.append(page[place].split(" | ")[0])
+            place += 1
+        if table[0].startswith("| badness"):
+            assert len(rows) == 2 + 12 + len(NAMES) and rows[-3:] == [f"| {name}" for name in NAMES]
+        else:
+            assert rows[2:] == [line.split(" | ")[0] for line in table[2:]]

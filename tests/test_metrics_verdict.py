@@ -15,22 +15,31 @@ from streaming.errors import UserError
 from streaming.keys import Key
 from streaming.metrics import (
     DIS,
+    AnchorDistance,
     CameraShake,
+    CLIPScore,
     Disorder,
     EveryChunk,
     FineDetail,
     Flicker,
+    Grain,
     How,
     Jumps,
     Motion,
+    ObjectTrack,
     Results,
+    SceneCuts,
     TintDrift,
+    TransNetV2,
     evaluate_stream,
     standard,
 )
+from streaming.metrics.carry import bring_back
+from streaming.metrics.grain import deviations
 from streaming.metrics.jumps import LEVELS, PERCENT, strength
-from streaming.metrics.verdict import ASPECTS, UNWATCHABLE, WORST, Aspect, verdict
-from tests.test_metrics_contract import GivenFlow, moving, noise
+from streaming.metrics.narrative import NUMBERS
+from streaming.metrics.verdict import ASPECTS, ENOUGH, UNWATCHABLE, WORST, Aspect, verdict
+from tests.test_metrics_contract import GivenFlow, ShiftFlow, moving, noise
 
 
 def numbers(video, *metrics, flow=None, size=None):
@@ -96,6 +105,78 @@ def test_fine_detail_is_measured_where_the_pixels_are():
     assert numbers(video, FineDetail(), size=(12, 16))["fine_detail"] != as_it_is
     assert numbers(noise(4, 5, 40), FineDetail())["fine_detail"] is None
     assert numbers(torch.full((1, 3, 12, 12), 7, dtype=torch.uint8), FineDetail())["fine_detail"] is None
+
+
+def grainy(video, most, seed=3):
+    return (video.int() + Key(seed).integers(-most, most + 1, *video.shape)).clamp(0, 255).to(torch.uint8)
+
+
+def naive_deviations(residual, quantile):
+    """Every other bend of each channel and of the grey levels, sorted."""
+    grey = 0.299 * residual[0] + 0.587 * residual[1] + 0.114 * residual[2]
+    found = []
+    for plane in (*residual, grey):
+        rows, cols = plane.shape
+        bends = sorted(
+            abs(float(plane[y - 1, x] + plane[y + 1, x] + plane[y, x - 1] + plane[y, x + 1] - 4 * plane[y, x]))
+            for y in range(1, rows - 1, 2)
+            for x in range(1, cols - 1, 2)
+        )
+        gaussian = {0.25: 0.31864, 0.5: 0.67449}[quantile]
+        found.append(bends[max(1, round(quantile * len(bends))) - 1] / gaussian / math.sqrt(40))
+    return math.sqrt(sum(each**2 for each in found[:3]) / 3), found[3]
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(3, 3), (9, 14), (12, 7)])
+@pytest.mark.parametrize("quantile", [0.25, 0.5])
+def test_deviations_are_those_of_every_other_bend(rows, cols, quantile):
+    residual = 9 * Key(rows).normal(3, rows, cols)
+    assert deviations(residual, quantile) == pytest.approx(naive_deviations(residual, quantile), rel=1e-4)
+
+
+@pytest.mark.parametrize("deviation", [2.0, 20.0])
+def test_deviations_of_white_noise_are_told(deviation):
+    colours, grey = deviations(math.sqrt(2) * deviation * Key(0).normal(3, 200, 300), 0.25)
+    assert colours == pytest.approx(deviation, rel=0.05)
+    assert grey == pytest.approx(deviation * math.sqrt(0.299**2 + 0.587**2 + 0.114**2), rel=0.05)
+
+
+def test_grain_is_what_does_not_move_along():
+    video = moving(12, 48, 64, step=2).clamp(40, 215)
+    clean = numbers(video, Grain(), FineDetail(), flow=ShiftFlow(x=2.0))
+    noisy = numbers(grainy(video, 25), Grain(), FineDetail(), flow=ShiftFlow(x=2.0))
+    assert clean["grain"] == 0 and clean["clean_detail"] == pytest.approx(clean["fine_detail"])
+    assert noisy["grain"] == pytest.approx(math.sqrt(25 * 26 / 3), rel=0.1)  # of whole numbers from -25 to 25
+    assert noisy["clean_detail"] < clean["fine_detail"] < noisy["fine_detail"]
+    moved = grainy(video[:1], 25).expand(12, -1, -1, -1)
+    along = torch.stack([frame.roll(2 * t, dims=2) for t, frame in enumerate(moved)])
+    assert numbers(along, Grain(), flow=ShiftFlow(x=2.0))["grain"] == 0  # noise that moves along is texture
+
+
+def test_grain_is_the_geometric_mean_over_pairs_and_cuts_hardly_count():
+    video, flow = noise(6, 20, 26), torch.full((2, 20, 26), 0.5)
+    pairs = zip(video[:-1].float(), video[1:].float(), strict=True)
+    told = [math.log1p(naive_deviations(bring_back(after, flow)[0] - before, 0.25)[0]) for before, after in pairs]
+    found = numbers(video, Grain(), flow=ShiftFlow(x=0.5, y=0.5))
+    assert found["grain"] == pytest.approx(math.expm1(sum(told) / len(told)), rel=1e-4)
+    cut = torch.cat([moving(16, 32, 40, seed=seed) for seed in range(3)])
+    assert numbers(cut, Grain(), flow=ShiftFlow(x=1.0))["grain"] < 0.2
+
+
+def test_grain_is_measured_where_the_pixels_are():
+    """Enlarging makes noise smooth: it is looked for in the video's own pixels, with the flow made as small."""
+    video = grainy(moving(8, 24, 32, step=1).clamp(40, 215), 25)
+    small = numbers(video, Grain(), flow=ShiftFlow(x=1.0))
+    large = numbers(video, Grain(), flow=ShiftFlow(x=3.0), size=(48, 96))
+    assert large == pytest.approx(small, rel=1e-5)
+    assert set(numbers(video[:1], Grain(), flow=ShiftFlow()).values()) == {None}
+    assert set(numbers(noise(4, 5, 40), Grain(), flow=ShiftFlow()).values()) == {None}
+
+
+@pytest.mark.parametrize("settings", [{"quantile": 0.0}, {"quantile": 1.0}, {"doubt": -1.0}])
+def test_grain_needs_a_quantile(settings):
+    with pytest.raises(UserError, match=r"a quantile of .* and a doubt of .*: give one between 0 and 1, and 0 or more"):
+        Grain(**settings)
 
 
 def test_camera_shake_is_the_change_of_the_median_flow():
@@ -185,7 +266,8 @@ GOOD = {
     "disorder": 0.3,
     "camera_shake": 0.1,
     "flicker_brightness": 0.2,
-    "fine_detail": 0.6,
+    "clean_detail": 0.6,
+    "grain": 0.5,
     "tint_drift": 1.0,
     "jumps": 0.0,
     "jump_strongest": 1.0,
@@ -201,7 +283,10 @@ BAD = {
     "brightness": (
         "flicker_brightness", 6.0, "it flickers: frames are 6.0 grey levels brighter or darker than their neighbours"
     ),
-    "sharpness": ("fine_detail", 0.2, "it is blurred: its finest scale has 0.20 of the detail of the next one"),
+    "sharpness": (
+        "clean_detail", 0.2, "it is blurred: its finest scale, without grain, has 0.20 of the detail of the next one"
+    ),
+    "noise": ("grain", 6.0, "it is noisy: 6.0 grey levels come and go with every frame"),
     "colour": ("tint_drift", 12.0, "its colours drift by 12 levels"),
     "cuts": ("jumps", 3.0, "it is cut: 3 jumps between frames"),
 }  # fmt: skip
@@ -212,8 +297,67 @@ def results(**told):
     return replace(made, numbers=GOOD | told)
 
 
+LIMITS = {
+    "stagnation": ("stagnant", 0.15, 0.5, 2),
+    "order": ("disorder", 0.65, 0.85, 2),
+    "camera": ("camera_shake", 0.8, 3, 2),
+    "brightness": ("flicker_brightness", 2, 6, 2),
+    "sharpness": ("clean_detail", 0.5, 0.2, 2),
+    "noise": ("grain", 1.5, 6, 2),
+    "colour": ("tint_drift", 6, 12, 1),
+    "cuts": ("jumps", 0, 2, 1),
+}
+"""Number, value with nothing to object, clear defect, weight, as tried on the panel: run it again for others."""
+BETTER = {
+    "lower": (
+        "scuts", "scuts_min1", "mawe_official", "mawe_paper", "mawe_ratio_of_means", "warp_error", "stagnant",
+        "drift_motion", "flow_std", "flow_std_joins", "jumps", "jump_strongest", "camera_shake", "grain",
+        "flicker_brightness", "seam_ratio", "disorder", "drift_sharpness", "drift_saturation", "drift_contrast",
+        "drift_brightness", "tint_drift", "anchor_distance", "anchor_distance_end", "object_jump_ratio",
+        "scuts_transnetv2", "object_size_drift", "object_colour_drift",
+    ),
+    "higher": (
+        "flicker_vbench", "fine_detail", "clean_detail", "clip_score", "narrative_fit", "narrative_margin",
+        "narrative_accuracy", "narrative_order", "object_found",
+    ),
+}  # fmt: skip
+"""All others describe."""
+INFINITE = ("mawe_official", "mawe_paper", "mawe_ratio_of_means")
+AS_IS = (
+    "scuts", "scuts_min1", "scuts_transnetv2", "stagnant", "flow_score", "occluded", "clip_score",
+    "mawe_error", "mawe_reached", "mawe_unreached",
+)  # fmt: skip
+"""What is reported of a frozen video; of the numbers that rank, all others are absent."""
+
+
+def all_numbers():
+    metrics = standard(How(flow=DIS()), borders=EveryChunk(16, 8))
+    metrics += [AnchorDistance(), CLIPScore(prompt="a red ball"), SceneCuts(detector=TransNetV2())]
+    metrics += [ObjectTrack(borders=EveryChunk(16, 8))]
+    return {name: number for metric in metrics for name, number in metric.numbers.items()} | dict(NUMBERS)
+
+
+def test_limits_of_the_verdict_are_those_that_were_tried():
+    told = {name: (each.number, each.fine, each.bad, each.weight) for name, each in ASPECTS.items()}
+    assert told == LIMITS and WORST == 3
+
+
+def test_directions_of_all_numbers():
+    found = {name: number.better for name, number in all_numbers().items()}
+    wanted = {name: way for way, names in BETTER.items() for name in names}
+    assert {name: way for name, way in found.items() if way is not None} == wanted
+
+
+def test_calm_is_no_merit_of_a_frozen_video():
+    for name, number in all_numbers().items():
+        if number.better and not name.startswith(("narrative_", "object_", "anchor_")):
+            wanted = "infinite" if name in INFINITE else "as is" if name in AS_IS else "absent"
+            assert number.frozen == wanted, name
+
+
 def test_nothing_to_object():
     assert verdict(results()).badness == 0 and verdict(results()).reasons == ()
+    assert verdict(results()).judged == tuple(ASPECTS)
     assert verdict(results()).grades == dict.fromkeys(ASPECTS, 0.0)
 
 
@@ -242,6 +386,40 @@ def test_cuts_grow_slowly_and_near_ones_count_a_little():
     assert verdict(results(jump_strongest=None)).badness == 0
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+@pytest.mark.parametrize("aspect", ASPECTS)
+def test_an_infinite_number_is_never_best(aspect, value):
+    if aspect != "cuts" or value > 0:
+        found = verdict(results(**{ASPECTS[aspect].number: value}))
+        assert found.grades[aspect] == WORST and found.badness == WORST * ASPECTS[aspect].weight
+        assert found.reasons == (f"its {ASPECTS[aspect].number} is infinite",)
+
+
+def test_a_board_of_single_pixels_has_no_best_detail():
+    """Half its size is flat, so the ratio is infinite."""
+    y, x = torch.meshgrid(torch.arange(32), torch.arange(40), indexing="ij")
+    board = torch.stack([(255 * ((x + y + t) % 2)).to(torch.uint8).expand(3, -1, -1) for t in range(6)])
+    found = numbers(board, FineDetail())
+    assert found["fine_detail"] == math.inf and ASPECTS["sharpness"].grade(math.inf) == WORST
+
+
+@pytest.mark.parametrize("aspect", ASPECTS)
+def test_without_one_aspect_there_is_no_verdict(aspect):
+    found = verdict(results(**{ASPECTS[aspect].number: None}))
+    assert found.badness is None and found.judged == tuple(name for name in ASPECTS if name != aspect)
+    assert found.grades[aspect] is None and len(found.reasons) == 1
+    assert found.reasons[0].startswith(f"no verdict, as these were not judged: {aspect} (")
+
+
+@pytest.mark.parametrize("frames", range(2, 8))
+def test_a_video_of_few_frames_is_never_best(frames):
+    how = How(flow=DIS())
+    found = verdict(evaluate_stream([moving(frames, 32, 40, step=2)[None]], standard(how), how))
+    assert (found.badness is None) == (frames < ENOUGH)
+    told = f"(it has {frames} frames: give 5 or more)"
+    assert found.badness is not None or found.reasons[-1].endswith(told)
+
+
 @given(
     aspect=st.sampled_from(list(ASPECTS.values())),
     values=st.tuples(st.floats(-1, 50), st.floats(-1, 50)),
@@ -257,8 +435,8 @@ def test_a_frozen_video_is_as_bad_as_can_be():
     how = How(flow=DIS())
     frozen = verdict(evaluate_stream([video[None]], standard(how), how))
     assert frozen.badness == UNWATCHABLE and frozen.reasons == ("it is frozen: nothing moves",)
-    worst = {name: math.inf for name in GOOD} | {"fine_detail": 0.0, "disorder": 9.0}
-    assert verdict(results(**worst)).badness <= UNWATCHABLE
+    assert frozen.judged == tuple(ASPECTS)  # so it can be compared
+    assert verdict(results(**dict.fromkeys(GOOD, math.inf))).badness == UNWATCHABLE
 
 
 def test_a_single_frame_is_no_video():
@@ -269,9 +447,12 @@ def test_a_single_frame_is_no_video():
 def test_what_was_not_measured_is_named():
     video = moving(12, 32, 40)
     found = verdict(evaluate_stream([video[None]], standard(How()), How()))
-    missing = {"stagnation": "stagnant", "camera": "camera_shake", "cuts": "jumps"}
-    assert {name for name, grade in found.grades.items() if grade is None} == set(missing)
-    assert found.reasons[-3:] == tuple(f"not judged: {name} ({number} is missing)" for name, number in missing.items())
+    assert found.badness is None and found.judged == ("order", "brightness", "colour")
+    assert found.reasons[-1] == (
+        "no verdict, as these were not judged: stagnation (stagnant is missing), camera (camera_shake is missing), "
+        "sharpness (clean_detail is missing), noise (grain is missing), cuts (jumps is missing) "
+        "(measure with optical flow)"
+    )
 
 
 def test_the_standard_metrics_give_all_that_is_judged():
@@ -283,7 +464,7 @@ def test_results_that_were_saved_get_the_same_verdict():
     how = How(flow=DIS())
     found = evaluate_stream([moving(14, 32, 40, step=2)[None]], standard(how), how)
     assert verdict(Results.from_json(found.to_json())) == verdict(found)
-    metrics = [Disorder(), FineDetail(), TintDrift(), Jumps(), CameraShake(), Motion(), Flicker()]
+    metrics = [Disorder(), Grain(), TintDrift(), Jumps(), CameraShake(), Motion(), Flicker()]
     assert verdict(evaluate_stream([moving(14, 32, 40, step=2)[None]], metrics, how)) == verdict(found)
 
 
@@ -297,6 +478,27 @@ def test_the_page_tells_of_every_number_and_limit():
             assert name in told or name.startswith(families) or name.endswith(("_start", "_end")), name
     rows = dict(re.findall(r"^\| (\w+) \| `(\w+)` \|", page, re.MULTILINE))
     assert rows == {name: aspect.number for name, aspect in ASPECTS.items()}
-    for name, aspect in ASPECTS.items():
-        if name != "cuts":
-            assert f"| `{aspect.number}` | {aspect.fine:g}" in page and f"| {aspect.weight:g} |" in page
+    cells = r"^\| (\w+) \| `\w+` \| ([\d.]+)(?: %)? \| ([\d.]+)(?: %)? \| ([\d.]+) \|$"
+    limits = {name: tuple(map(float, values)) for name, *values in re.findall(cells, page, re.MULTILINE)}
+    # Cuts count by their logarithm: 3 are a clear defect.
+    assert limits == {
+        name: (each.fine, 3 if name == "cuts" else each.bad, each.weight) for name, each in ASPECTS.items()
+    }
+
+
+def test_the_page_tells_directions():
+    """A number's paragraph begins with its name in bold and says, before the first colon, which way is better."""
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    told = {}
+    for paragraph in re.split(r"\n\n", page):
+        if paragraph.startswith("**`"):
+            head = paragraph.split(":")[0]
+            for name in re.findall(r"\*\*`(\w+\*?)`\*\*", head):
+                told[name] = next((way for way in ("lower", "higher") if way in head), None)
+    directions = {name: number.better for name, number in all_numbers().items()}
+    assert len(told) > 25
+    for name, way in told.items():
+        if not name.endswith("*"):
+            assert directions[name] == way, name
+    missing = set(BETTER["lower"] + BETTER["higher"]) - set(told)
+    assert {name for name in missing if not name.startswith("narrative_")} == set()  # those are on a page of their own

@@ -34,8 +34,10 @@ def test_the_variants_equal_the_measure_of_the_whole_video(case):
     whole, found = mawe(video, flows), measure(video, MotionAwareWarpError(), flow=GivenFlow(video, flows))
     if not whole.known.sum():
         return
-    error = float(whole.errors.double().mean())
-    squares = float(flows.square().sum(dim=1).mean())
+    reached = whole.known > 0
+    error = float(whole.errors[reached].double().mean())
+    squares = float(flows[reached].square().sum(dim=1).mean())
+    assert found["mawe_unreached"] == int((~reached).sum())
     assert found["mawe_error"] == pytest.approx(error, rel=1e-6)
     assert found["mawe_official"] == pytest.approx(whole.mean_of_ratios, rel=1e-5)
     assert found["mawe_ratio_of_means"] == pytest.approx(whole.ratio_of_means, rel=1e-5)
@@ -64,9 +66,24 @@ def test_one_equal_pair_makes_only_the_official_variant_infinite():
     assert found["mawe_ratio_of_means"] is not None and math.isfinite(found["mawe_ratio_of_means"])
 
 
+def test_pairs_that_the_warp_does_not_reach_are_left_out_and_told():
+    video = moving(5)
+    flows = torch.full((4, 2, *video.shape[-2:]), 0.75)
+    lost = flows.clone()
+    lost[2] = 1000.0
+    found = measure(video, MotionAwareWarpError(), flow=GivenFlow(video, lost))
+    errors = mawe(video, flows).errors.double()[[0, 1, 3]]
+    length = 0.75 * math.sqrt(2)
+    assert found["mawe_unreached"] == 1 and found["mawe_error"] == pytest.approx(float(errors.mean()))
+    assert found["mawe_paper"] == pytest.approx(float(errors.mean()) / length**2)
+    assert found["mawe_ratio_of_means"] == pytest.approx(float(errors.mean()) / (9.5 * length))
+    assert found["mawe_official"] == pytest.approx(float(errors.sum()) / (9.5 * length) / 4)  # as the code has it
+
+
 def test_a_flow_that_leads_everything_away_measures_nothing():
     found = measure(moving(4), MotionAwareWarpError(), WarpError(), flow=ShiftFlow(x=1000.0))
     assert [found[name] for name in MAWE] == [None] * 3 and found["mawe_reached"] == 0
+    assert found["mawe_unreached"] == 3
     assert found["warp_error"] is None and found["occluded"] == 1
 
 

@@ -99,7 +99,7 @@ def evaluate(
         settle=settle, device=place,
     )  # fmt: skip
     equip.check(wanted)
-    asked = files.ask(files.expand(videos), prompts, borders)
+    asked, unused = files.ask(files.expand(videos), prompts, borders)
     if export_vbench is not None:
         vbench.check(export_vbench)
         one, other = output.resolve(), export_vbench.resolve()
@@ -109,7 +109,9 @@ def evaluate(
             )
     equip.check_packages(wanted)
     _check_output(output, overwrite)
-    return _run(asked, wanted, jobs or _processors(), output, export_vbench)
+    for each in unused:
+        note(f"error: {each.file}: {each.error}")
+    return _run(asked, unused, wanted, jobs or _processors(), output, export_vbench)
 
 
 def _borders(window: int | None, new: int | None) -> "Borders | None":
@@ -142,47 +144,75 @@ def _check_output(folder: Path, overwrite: bool) -> None:
         raise UserError(f"--output {folder} cannot be written ({reason}): choose another folder") from error
 
 
-def _run(asked: "Sequence[Asked | Failed]", wanted: "Wanted", jobs: int, output: Path, export: Path | None) -> int:
+def _run(
+    asked: "Sequence[Asked | Failed]", unused: "Sequence[Failed]", wanted: "Wanted", jobs: int, output: Path,
+    export: Path | None,
+) -> int:  # fmt: skip
     from streaming.evaluation.document import Document
     from streaming.evaluation.files import Failed
 
     found: dict[int, Outcome] = {place: each for place, each in enumerate(asked) if isinstance(each, Failed)}
     stopped = False
+    told: set[int] = set()
     try:
+        lengths = _look(asked, found)
+        told = set(found)
         with display() as show:
-            _measure(asked, wanted, jobs, show, found)
+            _measure(asked, lengths, wanted, jobs, show, found)
     except KeyboardInterrupt:
         stopped = True
-    document = Document([found[place] for place in sorted(found)])
+    document = Document([found[place] for place in sorted(found)], unused)
     if stopped and not document.evaluated:
         note("stopped: no video was finished, nothing is written")
         return 130
     _write(document, output)
-    _tell(document, output, export)
+    late = [each for place, each in sorted(found.items()) if place not in told and isinstance(each, Failed)]
+    _tell(document, late, output, export)
     if stopped:
         note(f"stopped: {len(document.evaluated)} of {len(asked)} videos are in {output}")
         return 130
-    return 1 if any(each.defect for each in document.failed) else 2 if document.failed else 0
+    if document.failed:
+        note(f"{len(document.failed)} of {len(asked)} videos could not be evaluated, see above or {output / FILES[1]}")
+    return 1 if any(each.defect for each in document.failed) else 2 if document.failed or unused else 0
+
+
+def _look(asked: "Sequence[Asked | Failed]", found: "dict[int, Outcome]") -> dict[int, int]:
+    """Frames of the files that can be evaluated, by place. What cannot be is told now, not after hours of work."""
+    from streaming.evaluation.files import Asked
+    from streaming.evaluation.run import refused
+    from streaming.evaluation.timing import timing
+
+    lengths: dict[int, int] = {}
+    for place, each in enumerate(asked):
+        wrong = each
+        if isinstance(each, Asked):
+            times = timing(each.path)
+            wrong = refused(each, times)
+            lengths[place] = times.frames
+        if wrong is not None and not isinstance(wrong, Asked):
+            found[place] = wrong
+            note(f"error: {wrong.file}: {wrong.error}")
+    return lengths
 
 
 def _measure(
-    asked: "Sequence[Asked | Failed]", wanted: "Wanted", jobs: int, show: Display, found: "dict[int, Outcome]"
-) -> None:
-    """Fills `found`, by place in `asked`."""
+    asked: "Sequence[Asked | Failed]", frames: dict[int, int], wanted: "Wanted", jobs: int, show: Display,
+    found: "dict[int, Outcome]",
+) -> None:  # fmt: skip
+    """Fills `found`, by place in `asked`. frames: of the files, by place."""
     from streaming.evaluation.files import Asked
-    from streaming.evaluation.timing import timing
     from streaming.evaluation.workers import outcomes
 
-    places = [place for place, each in enumerate(asked) if isinstance(each, Asked)]
-    todo = [each for each in asked if isinstance(each, Asked)]
+    places = [place for place in range(len(asked)) if place not in found]
+    todo = [each for place in places if isinstance(each := asked[place], Asked)]
     if not todo:
         return
-    lengths = [timing(each.path).frames for each in todo]
+    lengths = [frames[place] for place in places]
     done, finished = [0] * len(todo), 0
     progress = show.stage("evaluating", sum(lengths))
 
-    def reach(index: int, frames: int) -> None:
-        done[index] = min(frames, lengths[index])
+    def reach(index: int, count: int) -> None:
+        done[index] = min(count, lengths[index])
         progress.reach(sum(done), f"video {min(finished + 1, len(todo))} of {len(todo)}")
 
     for index, outcome in outcomes(todo, wanted, jobs, reach):
@@ -201,8 +231,8 @@ def _write(document: "Document", output: Path) -> None:
             waiting.write_text(content, encoding="utf-8")
 
 
-def _tell(document: "Document", output: Path, export: Path | None) -> None:
-    """A line about each video; warnings and errors go to standard error."""
+def _tell(document: "Document", failed: "Sequence[Failed]", output: Path, export: Path | None) -> None:
+    """A line about each video; warnings, and errors that were not told before, go to standard error."""
     from streaming.evaluation.document import shown
     from streaming.evaluation.vbench import export as write
 
@@ -211,7 +241,7 @@ def _tell(document: "Document", output: Path, export: Path | None) -> None:
             note(f"warning: {line}")
         told = "; ".join([f"{each.results.frames} frames, badness {shown(rated.badness)}", *rated.reasons])
         print(f"{each.file}: {told}")
-    for each in document.failed:
+    for each in failed:
         note(f"error: {each.file}: {each.error}")
     print(f"reports: {', '.join(str(output / name) for name in FILES)}")
     if export is not None and document.evaluated:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from streaming.comparison.read import Evaluation, Pairing, pair
+from streaming.comparison.read import VERDICT, Evaluation, Pairing, Video, pair
 from streaming.comparison.settings import Difference, check, differences
 from streaming.errors import UserError
 from streaming.metrics.contract import Number
@@ -28,6 +28,8 @@ class Compared:
     """P-values corrected by Holm for all comparisons of the report."""
     left_out: tuple[str, ...]
     """Names of numbers, of those asked for, that not both have."""
+    unlike: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Pairs, by the first's file, whose verdicts are left out: the aspects that only one of the two judged."""
 
 
 @final
@@ -76,7 +78,10 @@ def compare(
             differences=differing,
             numbers=each,
             corrected={name: next(corrected) for name in each},
-            left_out=tuple(name for name in numbers or (*first.meanings, *other.meanings) if name not in each),
+            left_out=tuple(
+                dict.fromkeys(name for name in numbers or (*first.meanings, *other.meanings) if name not in each)
+            ),
+            unlike=_unlike(pairing) if VERDICT in each else (),
         )
         for other, (pairing, differing), each in zip(rest, pairings, found, strict=True)
     )
@@ -97,7 +102,7 @@ def _numbers(
     pairing: Pairing, names: Sequence[str], meanings: Mapping[str, Number], how: Procedure
 ) -> dict[str, Paired]:
     """Numbers that some video of either side has; where a video lacks one, it is absent."""
-    sides = [[video.numbers for video in side] for side in zip(*pairing.pairs, strict=True)]
+    sides = list(zip(*((_numbers_of(one, two), _numbers_of(two, one)) for one, two in pairing.pairs), strict=True))
     return {
         name: compare_pairs(
             [each.get(name) for each in sides[0]],
@@ -109,3 +114,21 @@ def _numbers(
         for name in names
         if all(any(name in each for each in side) for side in sides)
     }
+
+
+def _numbers_of(video: Video, other: Video) -> Mapping[str, Value]:
+    """Without the verdict if it is of other aspects than the other one's: then they cannot be compared."""
+    if _judged_by_one(video, other):
+        return {name: None if name == VERDICT else value for name, value in video.numbers.items()}
+    return video.numbers
+
+
+def _judged_by_one(one: Video, other: Video) -> tuple[str, ...]:
+    """Aspects that only one of two verdicts judged; none where a verdict is absent or needs no aspects."""
+    if one.judged is None or other.judged is None or None in (one.numbers[VERDICT], other.numbers[VERDICT]):
+        return ()
+    return tuple(sorted(one.judged ^ other.judged))
+
+
+def _unlike(pairing: Pairing) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((one.file, only) for one, two in pairing.pairs if (only := _judged_by_one(one, two)))

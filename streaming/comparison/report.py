@@ -43,6 +43,7 @@ def _plain(other: Compared) -> dict[str, object]:
         "failed": list(pairing.failed),
         "despite": [asdict(each) for each in other.differences],
         "not_compared": list(other.left_out),
+        "verdicts_of_different_aspects": [{"file": file, "aspects": list(only)} for file, only in other.unlike],
         "numbers": {
             name: {
                 **asdict(number),
@@ -63,6 +64,12 @@ def _section(found: Comparison, other: Compared) -> str:
         told.append(f"Not evaluated on one side or both: {_few(pairing.failed)}.")
     if other.left_out:
         told.append(f"Numbers that not both have: {_few(other.left_out)}.")
+    if other.unlike:
+        file, only = other.unlike[0]
+        told.append(
+            f"Verdicts left out in {_many(len(other.unlike), 'pair')}, as they judged different aspects: "
+            f"{file} ({_few(only)})" + (", ..." if len(other.unlike) > 1 else "") + "."
+        )
     for each in other.differences:
         values = f"{each.values[0]} and {each.values[1]}"
         told.append(f"MEASURED DIFFERENTLY in {_many(each.pairs, 'pair')}: {each.name} ({values}).")

@@ -9,6 +9,9 @@ from streaming.comparison.read import Pairing, Video
 from streaming.errors import UserError
 from streaming.metrics.described import Plain
 
+_FILES = ("weights", "trunk")
+"""Names of files: it does not matter what the same weights are called."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class Difference:
     name: str
     """With dots: "flow.preset", "versions.torch", "frames"."""
     values: tuple[str, str]
-    """Of the first pair that differs, as JSON."""
+    """Of the first pair that differs, as JSON; identities of weights are cut short."""
     file: str
     """The first one's file."""
     pairs: int
@@ -31,10 +34,15 @@ def differences(pairing: Pairing) -> tuple[Difference, ...]:
     for first, second in pairing.pairs:
         for name, one, two in _differing(first, second):
             known = found.get(name)
-            values = (dumps(one), dumps(two)) if known is None else known.values
+            values = (_told(name, one), _told(name, two)) if known is None else known.values
             file, count = (first.file, 0) if known is None else (known.file, known.pairs)
             found[name] = Difference(name=name, values=values, file=file, pairs=count + 1)
     return tuple(found.values())
+
+
+def _told(name: str, value: Plain) -> str:
+    """As JSON; of the identity of weights the beginning."""
+    return dumps(f"{value[:12]}..." if name.endswith("sha256") and isinstance(value, str) else value)
 
 
 def check(found: Sequence[Difference], labels: tuple[str, str], despite: Sequence[str]) -> None:
@@ -70,8 +78,10 @@ def _differing(first: Video, second: Video) -> Iterator[tuple[str, Plain, Plain]
 def _flat(name: str, one: Plain, two: Plain) -> Iterator[tuple[str, Plain, Plain]]:
     """The innermost settings that differ."""
     if isinstance(one, Mapping) and isinstance(two, Mapping) and one.get("kind") == two.get("kind"):
+        same = one.get("sha256") is not None and one.get("sha256") == two.get("sha256")
         for key in dict.fromkeys([*one, *two]):
-            yield from _flat(f"{name}.{key}" if name else key, one.get(key), two.get(key))
+            if not (same and key in _FILES):
+                yield from _flat(f"{name}.{key}" if name else key, one.get(key), two.get(key))
     elif one != two:
         yield name, one, two
 

@@ -1,7 +1,7 @@
 """What an evaluation found, as data: results.json, which `streamingt2v compare` reads, and what reports share."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import inf
@@ -21,21 +21,23 @@ VERSION = 1
 """Of results.json's layout."""
 
 MAWE_ALONE = (
-    "MAWE alone can be fooled: jittered, blurred and shuffled videos often have a better one than the original, and it "
-    "changes with the resolution. Read it beside the cuts, the share of stagnant pairs and the verdict."
+    "MAWE alone fails the panel of corruptions: jittered, blurred and shuffled videos often have a better one than "
+    "the original, and it changes with the resolution. Read it beside the cuts, the share of stagnant pairs and the "
+    "verdict."
 )
 """Stands wherever MAWE is printed."""
 
 VERDICT = (
     "The verdict's badness says how bad a whole video is, 0 is best: the sum of its grades (0: nothing to object, 1: a "
-    "clear defect, 3: the worst), some of which count twice. It knows nothing of prompts."
+    "clear defect, 3: the worst), some of which count twice. It is absent (–) where something could not be judged, for "
+    "want of frames or of a measure: such a video is not good, only unknown. It knows nothing of prompts."
 )
 """Stands above the verdicts."""
 
 HEADLINES = (
-    "scuts", "scuts_min1", "scuts_transnetv2", "mawe_official", "mawe_ratio_of_means", "warp_error", "flow_score",
-    "stagnant", "flow_std_joins", "seam_ratio", "object_jump_ratio", "anchor_distance", "anchor_lpips", "clip_score",
-    "narrative_accuracy", "narrative_order",
+    "scuts", "scuts_min1", "scuts_transnetv2", "mawe_official", "mawe_paper", "mawe_ratio_of_means", "warp_error",
+    "flow_score", "stagnant", "flow_std_joins", "seam_ratio", "object_jump_ratio", "anchor_distance", "anchor_lpips",
+    "clip_score", "narrative_accuracy", "narrative_order",
 )  # fmt: skip
 """Numbers of the overview, where there are any."""
 
@@ -47,6 +49,8 @@ class Document:
 
     outcomes: Sequence[Outcome]
     """In the order in which the files were given."""
+    unused: Sequence[Failed] = ()
+    """Prompts that belong to no video: what they are called, and why."""
 
     @cached_property
     def evaluated(self) -> list[Evaluated]:
@@ -82,24 +86,32 @@ class Document:
 
     @cached_property
     def headlines(self) -> list[str]:
-        """Numbers of the overview."""
-        return [name for name in HEADLINES if name in self.meanings]
+        """Numbers of the overview: those that some video has."""
+        return [name for name in HEADLINES if self.mean(name)[1]]
 
     @cached_property
     def aspects(self) -> list[str]:
-        """What verdicts grade."""
-        return list(dict.fromkeys(name for rated in self.verdicts for name in rated.grades))
+        """What verdicts grade, of some video at least."""
+        graded = [name for rated in self.verdicts for name in rated.grades]
+        judged = {name for rated in self.verdicts for name, grade in rated.grades.items() if grade is not None}
+        return [name for name in dict.fromkeys(graded) if name in judged]
 
     def mean(self, name: str) -> tuple[float | None, int]:
         """A number's mean over the videos for which it is defined, and how many those are."""
         values = [value for each in self.evaluated if (value := each.results.numbers.get(name)) is not None]
         return (fmean(values) if values else None), len(values)
 
+    def told_mean(self, name: str) -> str:
+        """For people; in brackets over how many videos, where that is not all of them."""
+        value, count = self.mean(name)
+        return shown(value) + (f" ({count})" if 0 < count < len(self.evaluated) else "")
+
     def to_json(self) -> str:
         """results.json."""
         rated = iter(self.verdicts)
         videos = [_entry(each, next(rated)) if isinstance(each, Evaluated) else _failed(each) for each in self.outcomes]
-        told = {"version": VERSION, "settings": self.settings, "videos": videos}
+        unused = [{"prompt": each.file, "error": each.error} for each in self.unused]
+        told = {"version": VERSION, "settings": self.settings, "videos": videos, "unused_prompts": unused}
         return json.dumps(told, allow_nan=False, indent=1) + "\n"
 
 
@@ -143,8 +155,17 @@ def arrow(number: Number) -> str:
 
 
 def told_settings(settings: Mapping[str, Plain]) -> list[tuple[str, str]]:
-    """Settings, one a line; those of the metrics are in results.json."""
-    return [(name, _told(value)) for name, value in settings.items() if name != "metrics"]
+    """Settings, one a line; of those of the metrics, which are in results.json, only the weights that they use."""
+    told = [(name, _told(value)) for name, value in settings.items() if name != "metrics"]
+    return told + [(f"weights of {kind}", sha256) for kind, sha256 in _weights(settings.get("metrics"))]
+
+
+def _weights(value: Plain) -> Iterator[tuple[str, str]]:
+    """Kinds of what has weights, and the weights' SHA-256."""
+    if isinstance(value, dict) and isinstance(sha256 := value.get("sha256"), str):
+        yield str(value.get("kind")), f"sha256 {sha256}"
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _weights(each)
 
 
 def _told(value: Plain) -> str:

@@ -65,8 +65,10 @@ def expand(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def ask(paths: Sequence[Path], prompts: Path | None, borders: Borders | None) -> list[Asked | Failed]:
-    """What is to be done, in order; then what the prompt file says too much.
+def ask(
+    paths: Sequence[Path], prompts: Path | None, borders: Borders | None
+) -> tuple[list[Asked | Failed], list[Failed]]:
+    """What is to be done, in order; and what the prompt file says too much, which belongs to no video.
 
     What is not given is read from the checkpoint beside a video that `generate` wrote.
     Raises UserError for a prompt file that cannot be read at all.
@@ -79,7 +81,7 @@ def ask(paths: Sequence[Path], prompts: Path | None, borders: Borders | None) ->
     for path in paths:
         said = given.get(path)
         asked.append(said if isinstance(said, Failed) else _completed(Asked(path=path, prompts=said, borders=borders)))
-    return [*asked, *rest]
+    return asked, rest
 
 
 def _completed(asked: Asked) -> Asked:

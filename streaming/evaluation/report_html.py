@@ -1,5 +1,6 @@
 """The report as one HTML page that needs nothing else: plots and pictures are inside."""
 
+import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 from streaming.evaluation.document import MAWE_ALONE, VERDICT, Document, arrow, shown, told_settings
 from streaming.evaluation.pictures import Picture
 from streaming.evaluation.plots import over_time
-from streaming.evaluation.report_markdown import SEGMENTS, facts, segments
+from streaming.evaluation.report_markdown import LEGEND, SEGMENTS, UNUSED, facts, segments
 from streaming.evaluation.run import Evaluated
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-
 h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; overflow-wrap: anywhere; }
 h2, h1 { border-bottom: 1px solid #ddd; padding-bottom: .3rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #e6e6e6; text-align: left; vertical-align: top; }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid #e6e6e6; text-align: left; vertical-align: top; }
 th { background: #f6f6f6; vertical-align: bottom; } td:first-child { white-space: nowrap; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 tr.mean td { font-weight: 600; border-top: 2px solid #999; }
 .note { background: #fff7e0; border-left: 4px solid #e0a800; padding: .6rem .9rem; margin: 1rem 0; }
 .failed { background: #fdecea; border-left: 4px solid #c0392b; padding: .6rem .9rem; margin: 1rem 0; }
@@ -63,19 +64,21 @@ def _overview(document: Document) -> Iterator[str]:
         [link, *(shown(each.results.numbers.get(name)) for name in names)]
         for link, each in zip(links, document.evaluated, strict=True)
     ]
-    means = [f"mean of {len(rows)}", *(shown(document.mean(name)[0]) for name in names)]
+    means = [f"mean of {len(rows)}", *(document.told_mean(name) for name in names)]
     head = ["video", *(name + arrow(document.meanings[name]) for name in names)]
     titles = ["", *(document.meanings[name].meaning for name in names)]
-    yield "<p>↓ lower, ↑ higher is better; – not defined for this video; ∞ as bad as can be.</p>"
-    yield _table(head, rows, titles=titles, last=means if len(rows) > 1 else None)
+    yield f"<p>{escape(LEGEND)}</p>"
+    if names:
+        yield _table(head, rows, titles=titles, last=means if len(rows) > 1 else None)
     if any(name.startswith("mawe") for name in names):
         yield f'<p class="note">{escape(MAWE_ALONE)}</p>'
 
 
 def _failed(document: Document) -> Iterator[str]:
-    if document.failed:
-        lines = "".join(f"<li><b>{escape(each.file)}</b>: {escape(each.error)}</li>" for each in document.failed)
-        yield f'<div class="failed">Not evaluated:<ul>{lines}</ul></div>'
+    for head, failed in (("Not evaluated", document.failed), (UNUSED, document.unused)):
+        if failed:
+            lines = "".join(f"<li><b>{escape(each.file)}</b>: {escape(each.error)}</li>" for each in failed)
+            yield f'<div class="failed">{head}:<ul>{lines}</ul></div>'
 
 
 def _video(place: int, each: Evaluated, rated: "Verdict") -> Iterator[str]:
@@ -145,6 +148,7 @@ def _cells(row: Sequence[str]) -> str:
 
 
 def _is_number(cell: str) -> bool:
+    cell = re.sub(r" \(\d+\)$", "", cell)  # a mean, and over how many videos
     try:
         float(cell)
     except ValueError:

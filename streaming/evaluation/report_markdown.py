@@ -9,6 +9,13 @@ from streaming.evaluation.run import Evaluated
 if TYPE_CHECKING:
     from streaming.metrics.verdict import Verdict
 
+UNUSED = "Prompts without a video"
+"""Heads the list of what a prompt file says too much."""
+LEGEND = (
+    "↓ lower, ↑ higher is better; – not defined for this video; ∞ as bad as can be. A mean with (N) behind it is over "
+    "N videos only, those for which it is defined."
+)
+"""Stands above tables of numbers."""
 MOST_COLUMNS = 6
 """Videos up to which the table of all numbers has a column for each."""
 
@@ -36,22 +43,20 @@ def _overview(document: Document) -> list[str]:
     ]
     rows = [[each.file, *(shown(each.results.numbers.get(name)) for name in names)] for each in document.evaluated]
     if len(rows) > 1:
-        rows.append([f"mean of {len(rows)}", *(_mean(document, name) for name in names)])
+        rows.append([f"mean of {len(rows)}", *(document.told_mean(name) for name in names)])
     heads = [["video", "frames", "badness ↓", *document.aspects]]
     heads += [["video", *(name + arrow(document.meanings[name]) for name in names)]]
     warned = [f"**{MAWE_ALONE}**"] if any(name.startswith("mawe") for name in names) else []
-    return [VERDICT, table(heads[0], graded), table(heads[1], rows), *warned]
-
-
-def _mean(document: Document, name: str) -> str:
-    value, count = document.mean(name)
-    return shown(value) + (f" ({count})" if 0 < count < len(document.evaluated) else "")
+    return [VERDICT, table(heads[0], graded), LEGEND, *([table(heads[1], rows)] if names else []), *warned]
 
 
 def _failed(document: Document) -> list[str]:
-    if not document.failed:
-        return []
-    return ["## Not evaluated", "\n".join(f"- {_plain(each.file)}: {_plain(each.error)}" for each in document.failed)]
+    parts = []
+    for head, failed in (("Not evaluated", document.failed), (UNUSED, document.unused)):
+        if failed:
+            lines = (f"- {_plain(each.file)}: {_plain(each.error)}" for each in failed)
+            parts += [f"## {head}", "\n".join(lines)]
+    return parts
 
 
 def _videos(document: Document) -> list[str]:
@@ -80,7 +85,7 @@ def facts(each: Evaluated, rated: "Verdict") -> list[str]:
     """A few lines about a video: what it is, what it should show, and the verdict's reasons."""
     results = each.results
     rows, cols = results.shown
-    seconds = f"{results.frames / results.fps:.1f} s at {results.fps:g} frames/s" if results.fps else ""
+    seconds = f"{results.frames / results.fps:.1f} s at {results.fps:.4g} frames/s" if results.fps else ""
     lines = [f"{results.frames} frames of {cols}x{rows}, {seconds}"]
     if each.prompts is not None:
         lines += [
@@ -113,7 +118,7 @@ def _numbers(document: Document) -> list[str]:
             for name, number in document.meanings.items()
         ]
         parts.append(table(head, rows))
-    return [*parts, "–: not defined for this video. ∞: as bad as can be."]
+    return [*parts, LEGEND]
 
 
 def _settings(document: Document) -> list[str]:

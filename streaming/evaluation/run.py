@@ -13,8 +13,9 @@ from torch import Tensor
 from streaming.errors import UserError
 from streaming.evaluation.equip import Equipment
 from streaming.evaluation.files import Asked, Failed
+from streaming.evaluation.intact import check_whole
 from streaming.evaluation.pictures import Gatherer, Picture
-from streaming.evaluation.timing import timing
+from streaming.evaluation.timing import Timing, timing
 from streaming.metrics.borders import Borders
 from streaming.metrics.contract import Meter, Metric, Need, Number, Tools
 from streaming.metrics.described import Plain
@@ -98,15 +99,42 @@ def evaluate(asked: Asked, equipment: Equipment, report: Report) -> Outcome:
         return Failed(file=str(asked.path), error=told, defect=True)
 
 
+def refused(asked: Asked, times: Timing) -> Failed | None:
+    """A file of which it can be told before frames are decoded that it will not be evaluated."""
+    try:
+        check_before(asked, times)
+    except UserError as error:
+        return Failed(file=str(asked.path), error=_short(asked, str(error)))
+    return None
+
+
+def check_before(asked: Asked, times: Timing) -> None:
+    """Raises UserError for a file that is empty, cut off or no video, for a picture, and for prompts behind the end."""
+    if os.path.isfile(asked.path):
+        if not asked.path.stat().st_size:
+            raise UserError("is empty: give an intact copy")
+        check_whole(asked.path, times)
+    if not times.frames:
+        read_video(asked.path)  # tells what is wrong
+    else:  # some containers hold packets without a frame, so there may be fewer frames yet
+        _check_frames(asked, times.frames)
+
+
+def _check_frames(asked: Asked, frames: int) -> None:
+    if frames < 2:
+        raise UserError("has one frame: nothing moves in a picture, give a video of two frames or more")
+    if asked.prompts is not None and (late := asked.prompts.entries[-1][0]) >= frames:
+        raise UserError(f"has {frames} frames, but a prompt from frame {late} on: choose an earlier one")
+
+
 def _short(asked: Asked, error: str) -> str:
     """The line without the file's name in front, which is told anyway."""
     return error.removeprefix(f"{asked.path} ")
 
 
 def _evaluate(asked: Asked, equipment: Equipment, report: Report) -> Evaluated:
-    if os.path.isfile(asked.path) and not asked.path.stat().st_size:
-        raise UserError("is empty: give an intact copy")
     times = timing(asked.path)
+    check_before(asked, times)
     video = read_video(asked.path)
     gatherer = Gatherer(equipment.how, asked.borders)
     prompts = asked.prompts
@@ -115,11 +143,7 @@ def _evaluate(asked: Asked, equipment: Equipment, report: Report) -> Evaluated:
     pieces = _watched(video.pieces, gatherer, report)
     metrics += [listener] if listener is not None else []
     results = evaluate_stream(pieces, metrics, equipment.how, fps=video.fps)
-    if results.frames < 2:
-        raise UserError("has one frame: nothing moves in a picture, give a video of two frames or more")
-    if prompts is not None and prompts.entries[-1][0] >= results.frames:
-        late = prompts.entries[-1][0]
-        raise UserError(f"has {results.frames} frames, but a prompt from frame {late} on: choose an earlier one")
+    _check_frames(asked, results.frames)
     warnings = asked.warnings
     if times.variable:
         steps = f"{1000 * times.shortest:.0f} to {1000 * times.longest:.0f} ms"

@@ -7,13 +7,17 @@
 Nothing but videos may lie among the videos (the programs take any file's suffix for that of all). They make clips of 2
 seconds themselves, in DIR/videos/split_clip; clips are only as comparable as published ones are if nobody made them
 beforehand.
+
+VBench knows one prompt a file. A video whose prompts change stays one file, as what is asked of it is whether it stays
+consistent from its beginning to its end, and is named after all its prompts: "FIRST, then SECOND". None of the six
+dimensions reads prompts, so the name changes no score.
 """
 
 import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from streaming.errors import UserError
@@ -30,6 +34,8 @@ DIMENSIONS = (
 clips of 10 seconds for all of them."""
 CLIP_SECONDS = 2
 """Length of the clips that VBench-Long makes; shorter videos stay one clip, which has no other to be compared with."""
+THEN = ", then "
+"""Stands between prompts that follow each other in a video."""
 LONGEST_NAME = 180
 """Bytes of a prompt in a file's name: programs append to it, and file systems take 255."""
 
@@ -63,7 +69,7 @@ def export(evaluated: Sequence[Evaluated], folder: Path) -> list[str]:
         raise UserError(
             f"--export-vbench {folder} cannot be written ({(error.strerror or str(error)).lower()}): choose another"
         ) from error
-    return [line for each in evaluated if (line := _doubt(each))]
+    return [line for each in evaluated for line in _doubts(each)]
 
 
 def check(folder: Path) -> None:
@@ -106,8 +112,10 @@ def file_name(prompt: str) -> str:
 
 
 def _prompt(each: Evaluated) -> str:
-    """What it should show; of prompts that change the first one, without any the file's name."""
-    return each.prompts.entries[0][1] if each.prompts is not None else Path(each.file).stem
+    """What it should show; of prompts that change all, without any the file's name."""
+    if each.prompts is None:
+        return Path(each.file).stem
+    return THEN.join(text.strip().rstrip(".") for _, text in each.prompts.entries)
 
 
 def _place(source: Path, target: Path) -> None:
@@ -121,16 +129,20 @@ def _place(source: Path, target: Path) -> None:
             writer.write(piece)
 
 
-def _doubt(each: Evaluated) -> str:
+def _doubts(each: Evaluated) -> Iterator[str]:
     results = each.results
+    if each.prompts is not None and len(each.prompts.entries) > 1:
+        yield (
+            f"{each.file} has prompts that change, and VBench knows one a file: it is named after all of them, "
+            "so measure no dimension that reads prompts"
+        )
     if int(results.fps) < 1:
-        return f"{each.file} has {results.fps:g} frames a second: VBench-Long cannot cut it into clips"
-    if results.frames < 2 * CLIP_SECONDS * int(results.fps):
-        return (
+        yield f"{each.file} has {results.fps:g} frames a second: VBench-Long cannot cut it into clips"
+    elif results.frames < 2 * CLIP_SECONDS * int(results.fps):
+        yield (
             f"{each.file} is shorter than two of VBench-Long's clips ({2 * CLIP_SECONDS} s): "
             "its consistency over long times will not be measured"
         )
-    return ""
 
 
 def _write(path: Path, told: object) -> None:

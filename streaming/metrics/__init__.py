@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from streaming.metrics.flicker import SeamRatio as SeamRatio
     from streaming.metrics.flow import DIS as DIS
     from streaming.metrics.flow import OpticalFlow as OpticalFlow
+    from streaming.metrics.grain import Grain as Grain
     from streaming.metrics.jumps import Jumps as Jumps
     from streaming.metrics.motion import FlowSpread as FlowSpread
     from streaming.metrics.motion import Motion as Motion
@@ -65,6 +66,7 @@ _HOMES = {
     "evaluate": "How evaluate_stream",
     "flicker": "Flicker SeamRatio",
     "flow": "DIS OpticalFlow",
+    "grain": "Grain",
     "jumps": "Jumps",
     "motion": "FlowSpread Motion",
     "motion_aware": "MotionAwareWarpError",

@@ -17,7 +17,10 @@ from streaming.metrics.running import Curve, check_share
 
 
 class ClipEncoder(Described):
-    """Frames and texts in one space. Its `settings` name the model and the file of its weights."""
+    """Frames and texts in one space.
+
+    Its `settings` name the model, the file of its weights, and as "sha256" their identity (`metrics.fingerprint`).
+    """
 
     @abstractmethod
     def images(self, frames: UInt8[Tensor, "batch 3 rows cols"]) -> Float[Tensor, "batch width"]:

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, final
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn import functional
 
+from streaming.metrics.carry import bring_back
 from streaming.metrics.described import Described
+from streaming.metrics.looks import grey_levels, unevenness
 
 if TYPE_CHECKING:
     from streaming.metrics.clip import ClipEncoder
@@ -55,7 +58,7 @@ class Observation:
     def lengths(self) -> Float[Tensor, "rows cols"]:
         """Lengths of the flow's vectors, pixels. For frames that have a flow only."""
         assert self.flow is not None, "a metric that reads the flow says so in `needs`"
-        return self.flow.norm(dim=0)
+        return torch.hypot(self.flow[0], self.flow[1])
 
     @cached_property
     def motion(self) -> float:
@@ -67,6 +70,28 @@ class Observation:
         """Mean absolute difference from the previous frame, grey levels (0..255). For frames that have one only."""
         assert self.previous is not None, "the first frame has no difference"
         return float((self.frame.to(torch.int16) - self.previous.to(torch.int16)).abs().float().mean())
+
+    @cached_property
+    def residual(self) -> Float[Tensor, "3 rows cols"]:
+        """This frame brought back along the flow, less the previous one, grey levels. For frames that have a flow."""
+        assert self.flow is not None and self.previous is not None, "a metric that reads the flow says so in `needs`"
+        return bring_back(self.frame.float(), self.flow)[0] - self.previous.float()
+
+    @property
+    def coarser(self) -> bool:
+        """Whether the video has fewer pixels than the evaluation: enlarging has blurred `frame` then."""
+        return self.shown[0].numel() < self.frame[0].numel()
+
+    @cached_property
+    def detail(self) -> tuple[float, float] | None:
+        """Variance of the Laplacian of the grey levels, and of that at half the size (2x2 means), grey levels².
+
+        At the evaluation's resolution, or at the video's own if that has fewer pixels. None for sides under 6 pixels.
+        """
+        grey = grey_levels(self.shown if self.coarser else self.frame)
+        if min(grey.shape) < 6:  # half of it has no Laplacian
+            return None
+        return unevenness(grey), unevenness(functional.avg_pool2d(grey[None], 2)[0])
 
 
 @final

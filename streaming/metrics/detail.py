@@ -4,10 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from torch.nn import functional
-
 from streaming.metrics.contract import Meter, Metric, Number, Observation, Tools, Values
-from streaming.metrics.looks import grey_levels, unevenness
 from streaming.metrics.running import Moments, ratio
 
 
@@ -39,11 +36,9 @@ class _Meter(Meter):
         self._fine, self._coarse = Moments(), Moments()
 
     def add(self, seen: Observation) -> None:
-        grey = grey_levels(min(seen.shown, seen.frame, key=lambda each: each.shape[-2] * each.shape[-1]))
-        if min(grey.shape) < 6:  # half of it has no Laplacian
-            return
-        self._fine.add(unevenness(grey))
-        self._coarse.add(unevenness(functional.avg_pool2d(grey[None], 2)[0]))
+        if seen.detail is not None:
+            self._fine.add(seen.detail[0])
+            self._coarse.add(seen.detail[1])
 
     def result(self) -> Values:
         return {"fine_detail": ratio(self._fine.mean, self._coarse.mean)}

@@ -7,6 +7,8 @@ from math import sqrt
 from statistics import fmean
 from typing import final
 
+import torch
+
 from streaming.errors import UserError
 from streaming.metrics.contract import Meter, Metric, Need, Number, Observation, Tools, Values
 from streaming.metrics.cuts import LISTED
@@ -70,7 +72,7 @@ class _Meter(Meter):
     def add(self, seen: Observation) -> None:
         if seen.flow is None:
             return
-        change = 0.0 if self._flow is None else float((seen.flow - self._flow).norm(dim=0).mean())
+        change = 0.0 if self._flow is None else float(torch.hypot(*(seen.flow - self._flow)).mean())
         self._flow = seen.flow
         self._pairs.append((seen.difference, 100 * change / min(seen.frame.shape[-2:])))
         self._count += 1

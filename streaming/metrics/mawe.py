@@ -2,6 +2,10 @@
 
 Lower is better. A frame is carried along the optical flow onto the next one; what differs there is the error. Divided
 by the motion, so that a frozen video does not win.
+
+Three formulas are in the world. The paper's main text: the video's mean error by c times its mean flow, here
+`ratio_of_means`. The paper's supplement: mean error by mean *squared* flow, without a constant (`mawe_paper` of
+`streaming.metrics.motion_aware`). The published code: the mean of the pairs' ratios, here `mean_of_ratios`.
 """
 
 from dataclasses import dataclass
@@ -44,11 +48,11 @@ class MAWE:
     """Pixels that the warp reaches."""
     mean_of_ratios: float
     """Mean over pairs of error / (c * motion) (published code). One pair without any motion makes it infinite, or NaN
-    if the pair has no error either."""
+    if the pair has no error either. A pair that the warp does not reach counts as no error, as in that code."""
     ratio_of_means: float
-    """Mean error / (c * mean motion): the measure of the video as a whole (the formula in
-    the paper's main text; its supplement divides by the mean squared flow). Infinite, or NaN if
-    there is no error either, for a video without any motion."""
+    """Mean error / (c * mean motion) of the pairs that the warp reaches: the measure of the video as a whole (the
+    paper's main text). Infinite, or NaN if there is no error either, for a video without any motion; NaN if no pair is
+    reached."""
 
 
 def mawe(video: Video, flows: Flows) -> MAWE:
@@ -62,13 +66,14 @@ def mawe(video: Video, flows: Flows) -> MAWE:
         raise UserError(f"{video.shape[0]} frames and {flows.shape[0]} flows: give two frames or more, a flow a pair")
     found = [_error(video[i : i + 2], flows[i : i + 1]) for i in range(pairs)]  # one by one: a pair takes 49 MB at 720p
     errors, known = torch.stack([error for error, _ in found]), torch.stack([count for _, count in found])
-    motions = torch.stack([flow.norm(dim=0).mean() for flow in flows.float()])
+    motions = torch.stack([torch.hypot(flow[0], flow[1]).mean() for flow in flows.float()])
+    reached = known > 0
     return MAWE(
         errors=errors,
         motions=motions,
         known=known,
         mean_of_ratios=float((errors / (COEFFICIENT * motions)).mean()),
-        ratio_of_means=float(errors.mean() / (COEFFICIENT * motions.mean())),
+        ratio_of_means=float(errors[reached].mean() / (COEFFICIENT * motions[reached].mean())),
     )
 
 

@@ -15,6 +15,7 @@ from streaming.errors import UserError
 from streaming.keys import initial_weights
 from streaming.metrics.contract import Meter, Metric, Number, Observation, Tools, Values
 from streaming.metrics.described import Described, Plain
+from streaming.metrics.fingerprint import file_sha256
 from streaming.metrics.missing import need
 from streaming.metrics.running import Curve
 from streaming.weights import Checkpoint
@@ -55,8 +56,8 @@ class LPIPS(PerceptualDistance):
         return ("lpips", "torchvision")
 
     def settings(self) -> dict[str, Plain]:
-        """Of the file its name alone."""
-        return {"kind": "LPIPS", "trunk": self.trunk.name, "net": self.net}
+        """Of the file its name and the SHA-256 of its bytes; the heads come with the package, whose version is told."""
+        return {"kind": "LPIPS", "trunk": self.trunk.name, "sha256": file_sha256(self.trunk), "net": self.net}
 
     def distance(self, one: UInt8[Tensor, "3 rows cols"], other: UInt8[Tensor, "3 rows cols"]) -> float:
         """Raises UserError without the package, and for weights of another network."""

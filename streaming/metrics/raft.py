@@ -12,6 +12,7 @@ from torch.nn import functional
 from streaming.errors import UserError
 from streaming.keys import initial_weights
 from streaming.metrics.described import Plain
+from streaming.metrics.fingerprint import file_sha256
 from streaming.metrics.flow import Flows, Images, OpticalFlow
 from streaming.weights import Checkpoint
 
@@ -42,9 +43,9 @@ class RAFT(OpticalFlow):
         return ("torch", "torchvision")
 
     def settings(self) -> dict[str, Plain]:
-        """Without the device; of the file its name alone."""
-        told: dict[str, Plain] = {"weights": self.weights.name, "size": self.size, "updates": self.updates}
-        return {"kind": "RAFT", **told}
+        """Without the device; of the file its name and the SHA-256 of its bytes."""
+        told: dict[str, Plain] = {"weights": self.weights.name, "sha256": file_sha256(self.weights)}
+        return {"kind": "RAFT", **told, "size": self.size, "updates": self.updates}
 
     @cached_property
     def _network(self) -> nn.Module:

