@@ -8,7 +8,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from backends.world import Scenes, canonical_captions, sample_scenes
+from backends.world import Scenes, canonical_captions, complete_captions, sample_scenes
+from backends.world.scene import Split
 from streaming.keys import Key
 from streaming.loop import stream
 from streaming.openings import TextOpening
@@ -26,13 +27,18 @@ class Prompts:
     scenes: Scenes
     """Named attributes, as sampled."""
     texts: list[str]
-    """Canonical caption of each."""
+    """Caption of each."""
 
 
-def draw_prompts(count: int, seed: int) -> Prompts:
-    """Prompts that name every attribute."""
-    scenes = sample_scenes(count, Key(seed).fold("benchmark", "prompts").generator())
-    return Prompts(scenes, canonical_captions(scenes))
+def draw_prompts(count: int, seed: int, *, split: Split = "train", complete: bool = False) -> Prompts:
+    """Prompts of random scenes.
+
+    split: pairs of shape and colour that training shows, or those that it never does. complete: everything is named;
+    else "medium" and a static camera go without saying, and the model is free to choose another.
+    """
+    key = Key(seed).fold("benchmark", "prompts", *(() if split == "train" else (split,)))
+    scenes = sample_scenes(count, key.generator(), split=split)
+    return Prompts(scenes, complete_captions(scenes) if complete else canonical_captions(scenes))
 
 
 def make_videos(parts: Parts, texts: list[str], frames: int, *, seed: int, batch: int) -> Iterator[Video]:

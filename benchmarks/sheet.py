@@ -22,6 +22,11 @@ def main(videos: Path, sheet: Path, every: int = 20, scale: int = 1, count: int 
     rows = (
         _from_mp4(videos, every, columns) if videos.suffix == ".mp4" else _from_archive(videos, every, count, columns)
     )
+    contact_sheet(rows, scale).save(sheet, optimize=True)
+
+
+def contact_sheet(rows: list[Row], scale: int = 1) -> Image.Image:
+    """A picture with the frames of each row side by side, its prompt above; pixels enlarged `scale` times."""
     side = rows[0][1].shape[-1] * scale
     heights = [side + GAP + (TEXT if prompt else 0) for prompt, _ in rows]
     canvas = Image.new("RGB", (max(len(frames) for _, frames in rows) * (side + GAP), sum(heights)), "white")
@@ -33,7 +38,7 @@ def main(videos: Path, sheet: Path, every: int = 20, scale: int = 1, count: int 
             place = (column * (side + GAP), top + height - side - GAP)
             canvas.paste(picture.resize((side, side), Image.Resampling.NEAREST), place)
         top += height
-    canvas.save(sheet, optimize=True)
+    return canvas
 
 
 def _from_archive(path: Path, every: int, count: int, columns: int) -> list[Row]:

@@ -45,6 +45,10 @@ class ClipDataset(ABC):
         at the beginning of its video or at most `context_seconds` before the clip.
         """
 
+    def prompts(self, n: int, generator: torch.Generator) -> list[str]:
+        """What videos of this kind may be asked for, drawn by the generator. Default: captions of n clips."""
+        return self.clips(n, generator, frames=1, size=64, device=torch.device("cpu")).captions
+
 
 Samples = Mapping[str, Tensor]
 """Tensors with one row a sample."""

@@ -12,6 +12,7 @@ from streaming.backbone import Backbone, Call, NoiseLevel
 from streaming.codec import EncodedText, TextEncoder
 from streaming.errors import UserError
 from streaming.guidance import Guidance
+from streaming.products import fast_products
 from streaming.sample import Denoise, Step
 from streaming.sites import Deltas
 from streaming.types import Latents
@@ -31,7 +32,8 @@ def unconditioned(call: Call) -> tuple[Call, Deltas]:
 
 def evaluate(backbone: Backbone, condition: Condition, call: Call) -> Latents:
     """The network's prediction for one call, with what the memories add."""
-    return backbone(*condition(call))
+    with fast_products(call.latents.device):
+        return backbone(*condition(call))
 
 
 @cache

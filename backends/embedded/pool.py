@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from backends.embedded.tokenizer import token_numbers
 from backends.world import captions, render, sample_scenes
-from backends.world.scene import Scenes
+from backends.world.scene import Scenes, Split
 from streaming.datasets import RollingPool, Samples, half_precision
 from streaming.errors import UserError
 from streaming.keys import Key
@@ -44,12 +44,16 @@ def world_pool(
     clips: int,
     slices: int,
     period: int = PERIOD,
+    split: Split = "train",
 ) -> RollingPool:
-    """A pool of `slices` × `clips` samples; `make` gets the scenes of one slice (on `device`) and a CPU generator."""
+    """A pool of `slices` × `clips` samples; `make` gets the scenes of one slice (on `device`) and a CPU generator.
+
+    split: which pairs of shape and colour there are; what makes videos must never see those that are held out.
+    """
 
     def slice_of(index: int) -> Samples:
         generator = key.fold("slice", index).generator()
-        scenes = sample_scenes(clips, generator, split="train")
+        scenes = sample_scenes(clips, generator, split=split)
         with torch.no_grad():
             return make(scenes.to(device), generator)
 

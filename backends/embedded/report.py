@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from backends.embedded.config import FRAMES, LATENT_CHANNELS, SIZE
 from backends.embedded.judge import Judge
 from backends.embedded.pool import decode, text_states
-from backends.world import canonical_captions, sample_scenes
+from backends.world import ATTRIBUTES, complete_captions, sample_scenes
 from streaming.datasets import device_generator, half_precision
 from streaming.keys import Key
 
@@ -81,7 +81,7 @@ def judged_samples(
     """
     device = next(network.parameters()).device
     scenes = sample_scenes(n, Key(0).fold("samples").generator(), split="train")
-    text = text_states(tokenizer, text_encoder, canonical_captions(scenes))
+    text = text_states(tokenizer, text_encoder, complete_captions(scenes))
     empty = text_states(tokenizer, text_encoder, [""])
     training, tuned = network.training, torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False  # shapes that come once are not worth it
@@ -94,6 +94,7 @@ def judged_samples(
         judge = Judge.load(work / "judge").to(device)
         with half_precision(device):
             told = judge.classify(frames.float() / 255)
-        figures = {name: (told[name].cpu() == scenes.attribute(name)).float().mean().item() for name in told}
+        named = [name for name in told if name in ATTRIBUTES]  # a caption asks for nothing else
+        figures = {name: (told[name].cpu() == scenes.attribute(name)).float().mean().item() for name in named}
     torch.backends.cudnn.benchmark = tuned
     return figures

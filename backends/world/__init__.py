@@ -1,6 +1,6 @@
 """A procedural world of endless captioned videos: `sample_scenes`, `captions`, `render`."""
 
-from backends.world.captions import VOCABULARY, canonical_captions, captions
+from backends.world.captions import VOCABULARY, canonical_captions, captions, complete_captions
 from backends.world.flow import object_flow
 from backends.world.render import object_mask, object_track, render
 from backends.world.scene import (
@@ -11,6 +11,7 @@ from backends.world.scene import (
     HELD_OUT,
     HIDDEN_ATTRIBUTES,
     PLACES,
+    PLAIN,
     SHAPES,
     SIZES,
     Scenes,
@@ -26,12 +27,14 @@ __all__ = [
     "HELD_OUT",
     "HIDDEN_ATTRIBUTES",
     "PLACES",
+    "PLAIN",
     "SHAPES",
     "SIZES",
     "VOCABULARY",
     "Scenes",
     "canonical_captions",
     "captions",
+    "complete_captions",
     "object_flow",
     "object_mask",
     "object_track",

@@ -80,6 +80,15 @@ def canonical_captions(scenes: Scenes) -> list[str]:
     return [_canonical(words) for words in _words(scenes)]
 
 
+def complete_captions(scenes: Scenes) -> list[str]:
+    """One caption a scene in a fixed wording that leaves nothing unsaid: "medium" and a static camera are named, too.
+
+    What a caption does not say, training clips show at random: only these ask for all that is judged. For example
+    "a medium red ball rolls over a green meadow, the camera is static".
+    """
+    return [_complete(words) for words in _words(scenes)]
+
+
 _Words = dict[str, str]
 _DRAWS = 12
 
@@ -100,12 +109,20 @@ def _with_article(noun: str) -> str:
 
 
 def _canonical(words: _Words) -> str:
-    size = "" if words["size"] == "medium" else words["size"] + " "
-    subject = _with_article(f"{size}{words['colour']} {words['shape']}")
+    size = "" if words["size"] == "medium" else words["size"]
+    return _sentence(words, size) + ("" if words["camera"] == "static" else f", the camera {words['camera']}")
+
+
+def _complete(words: _Words) -> str:
+    camera = "is static" if words["camera"] == "static" else words["camera"]
+    return f"{_sentence(words, words['size'])}, the camera {camera}"
+
+
+def _sentence(words: _Words, size: str) -> str:
+    subject = _with_article(f"{size} {words['colour']} {words['shape']}".strip())
     preposition = _CANONICAL_PREPOSITIONS[ACTIONS.index(words["action"])]
     place = _CANONICAL_PLACES[PLACES.index(words["place"])]
-    camera = "" if words["camera"] == "static" else f", the camera {words['camera']}"
-    return f"{subject} {words['action']} {preposition} {place}{camera}"
+    return f"{subject} {words['action']} {preposition} {place}"
 
 
 def _caption(words: _Words, draw: list[float]) -> str:

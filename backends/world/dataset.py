@@ -4,7 +4,7 @@ from typing import final
 
 import torch
 
-from backends.world import captions, render, sample_scenes
+from backends.world import captions, complete_captions, render, sample_scenes
 from streaming.datasets import CaptionedClips, ClipDataset
 
 FPS = 8.0
@@ -39,3 +39,7 @@ class ProceduralWorld(ClipDataset):
             anchors=render(scenes, frames=1, start=anchor.to(device), fps=FPS, size=size)[:, 0],
             captions=lines,
         )
+
+    def prompts(self, n: int, generator: torch.Generator) -> list[str]:
+        """Complete captions of scenes of the split "train": everything is named that a caption can name."""
+        return complete_captions(sample_scenes(n, generator, split="train"))

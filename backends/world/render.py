@@ -7,7 +7,7 @@ from torch import Tensor
 from backends.world.canvas import Colour, View, over, paint
 from backends.world.motion import GROUND, Pose, frame_times, pose
 from backends.world.places import paint_place
-from backends.world.scene import CAMERAS, PLACES, SHAPES, Scenes
+from backends.world.scene import CAMERAS, PLACES, PLAIN, SHAPES, Scenes
 from backends.world.shapes import Body, body
 
 PIXELS_AT_ONCE = 2**24
@@ -124,6 +124,7 @@ def _paint_object(image: Tensor, shape: int, place: Pose, view: View) -> None:
     distance = drawn.distance * radius
     main = _pick(_COLOURS, scenes.colour)
     second, outline = _pick(_SECOND_COLOURS, scenes.second_colour), _pick(_OUTLINES, scenes.outline)
+    second = torch.where((scenes.pattern == PLAIN)[:, None, None, None, None], main, second)
     over(image, 1 - outline, (1 - distance / _HALO_WIDTH).clamp_(0, 1).square_() * 0.45)
     over(image, outline, view.cover(distance))
     pattern = view.cover(torch.maximum(_pattern(scenes.pattern, *drawn.face), drawn.painted) * radius)[:, :, None]

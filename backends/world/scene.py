@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Literal, final
+from typing import Literal, TypeAlias, final
 
 import torch
 from jaxtyping import Float64, Int, Int64
@@ -29,6 +29,9 @@ HIDDEN_ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Attributes that no caption names and that stay the same through a whole video."""
+
+PLAIN = -1
+"""Pattern of an object that has none; no scene is drawn with it, but `render` knows it."""
 
 HELD_OUT = (
     ("ball", "purple"),
@@ -75,7 +78,7 @@ class Scenes:
     camera: Int64[Tensor, " n"]
     """Index into `CAMERAS`."""
     pattern: Int64[Tensor, " n"]
-    """Index into `HIDDEN_ATTRIBUTES["pattern"]`."""
+    """Index into `HIDDEN_ATTRIBUTES["pattern"]`, or `PLAIN`."""
     second_colour: Int64[Tensor, " n"]
     """Index into `HIDDEN_ATTRIBUTES["second_colour"]`."""
     outline: Int64[Tensor, " n"]
@@ -115,14 +118,19 @@ class Scenes:
         return self.hidden[:, HIDDEN.index(name)]
 
 
-def sample_scenes(n: int, generator: torch.Generator, *, split: Literal["train", "heldout"] = "train") -> Scenes:
+Split: TypeAlias = Literal["train", "heldout", "all"]
+"""Which pairs of shape and colour: all but those of `HELD_OUT`, only those, or all."""
+
+
+def sample_scenes(n: int, generator: torch.Generator, *, split: Split = "train") -> Scenes:
     """Draw n scenes on the CPU.
 
-    "train" draws uniformly from every shape-colour pair but those in `HELD_OUT`, "heldout" from those only.
+    "train" draws uniformly from every shape-colour pair but those in `HELD_OUT`, "heldout" from those only,
+    "all" from all of them (for those who judge).
     """
     held = {(SHAPES.index(shape), COLOURS.index(colour)) for shape, colour in HELD_OUT}
     every = [(shape, colour) for shape in range(len(SHAPES)) for colour in range(len(COLOURS))]
-    pairs = torch.tensor([pair for pair in every if (pair in held) == (split == "heldout")])
+    pairs = torch.tensor([pair for pair in every if split == "all" or (pair in held) == (split == "heldout")])
     chosen = pairs[torch.randint(len(pairs), (n,), generator=generator)]
     return _complete(n, generator, {"shape": chosen[:, 0], "colour": chosen[:, 1]})
 
