@@ -105,7 +105,12 @@ class APM(LongTermMemory[APMState]):
 
     def embed(self, anchor: Frames) -> Float[Tensor, "batch image_width"]:
         """Embeddings of the anchors' frames, averaged over time."""
-        return self.borrowed[0](anchor.flatten(0, 1)).unflatten(0, anchor.shape[:2]).mean(dim=1)
+        return embed(self.borrowed[0], anchor)
+
+    def known(self, embedding: Float[Tensor, "batch image_width"]) -> APMState:
+        """The state for rows that all have an anchor, of which there are embeddings already."""
+        tokens = self.tokens(embedding)
+        return APMState(tokens, tokens[:1])
 
     def remember(self, anchor: Frames) -> APMState:
         """Tokens of the anchor and of the grey image that stands for none."""
@@ -123,6 +128,11 @@ class APM(LongTermMemory[APMState]):
     def save(self, folder: Path) -> None:
         """Write config.json and weights (fp16 safetensors, in parts under 15 MB)."""
         write_adapter(folder, KIND, self.config, self.state_dict())
+
+
+def embed(image: nn.Module, anchor: Frames) -> Float[Tensor, "batch image_width"]:
+    """Embeddings of the anchors' frames, averaged over time."""
+    return image(anchor.flatten(0, 1)).unflatten(0, anchor.shape[:2]).mean(dim=1)
 
 
 def row_tokens(state: APMState, call: Call) -> ImageTokens:
@@ -143,10 +153,14 @@ def new_apm(model: Model) -> APM:
 
     Raises UserError if the model has no image encoder.
     """
-    width = _image(model).width
-    inner = 1280 if width == 1024 else min(256, 5 * width // 4)
-    config = APMConfig(sites=model.backbone.context_sites, image_width=width, inner=inner)
-    return APM(config, _image(model)).to(model.device)
+    image = image_of(model)
+    config = APMConfig(sites=model.backbone.context_sites, image_width=image.width, inner=inner_width(image.width))
+    return APM(config, image).to(model.device)
+
+
+def inner_width(image_width: int) -> int:
+    """Hidden width between an embedding and its tokens (1280 is the published model's)."""
+    return 1280 if image_width == 1024 else min(256, 5 * image_width // 4)
 
 
 def apm(model: Model, weights: Path | None) -> APM:
@@ -157,17 +171,18 @@ def apm(model: Model, weights: Path | None) -> APM:
     folder = adapter_folder(model, weights, "apm")
     config = read_config(folder, KIND, APMConfig)
     check_sites(folder, config.sites, model.backbone.context_sites)
-    if config.image_width != _image(model).width:
+    if config.image_width != image_of(model).width:
         raise UserError(
             f"the APM in {folder} reads image embeddings of {config.image_width} numbers, "
-            f"this model's image encoder gives {_image(model).width}: train another APM for this model"
+            f"this model's image encoder gives {image_of(model).width}: train another APM for this model"
         )
-    loaded = APM(config, _image(model))
+    loaded = APM(config, image_of(model))
     load_weights(folder, loaded)
     return loaded.to(model.device, model.dtype).eval().requires_grad_(False)
 
 
-def _image(model: Model) -> ImageEncoder:
+def image_of(model: Model) -> ImageEncoder:
+    """The model's image encoder. Raises UserError if it has none."""
     if model.image is None:
         raise UserError(
             f"{model.name} has no image encoder, which APM needs: choose another long-term memory, or none, or name an "

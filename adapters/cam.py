@@ -100,6 +100,11 @@ class CAM(ShortTermMemory[CAMState]):
         self.encoder = encoder
         self.mergers = nn.ModuleList(Merger(site.width, config.head_dim, config.norm_groups) for site in config.sites)
 
+    @property
+    def reads(self) -> Literal["pixels", "latents"]:
+        """What it needs of a tail."""
+        return self.config.condition
+
     def remember(self, tail: Tail) -> CAMState:
         """E_cond of the tail's frames (in [-1, 1]) or latents."""
         if self.config.condition == "latents":

@@ -53,7 +53,10 @@ class ClipBatches:
     """The `batches` of `streaming.training.fit`: a pure function of step and rank."""
 
     def __init__(self, model: Model, dataset: ClipDataset, recipe: MemoryRecipe, *, batch: int, name: str) -> None:
-        """name: of the training, so that different ones see different clips. Raises UserError for oblong models."""
+        """name: of the training; others of that name see the same clips with the same noise.
+
+        Raises UserError for oblong models.
+        """
         if model.defaults.height != model.defaults.width:
             raise UserError(
                 f"clips are square, {model.name} makes {model.defaults.height}x{model.defaults.width} pixels: "
@@ -120,8 +123,8 @@ class ClipBatches:
         uniform = torch.rand(2, rows, generator=generator, device=clean.device)
         no_text, no_anchor = drops(uniform[0], recipe.text_dropout, recipe.anchor_dropout)
         injected = uniform[1] < recipe.injected
-        tail = self._tail(clips, generator)
         time, noise = self.diffusion.times(rows, generator), normal_like(clean, generator)
+        tail = self._tail(clips, generator)  # last, so that memories of pixels and of latents meet the same noise
         noisy, overlap = self.diffusion.noised(clean, noise, time), slice(0, self.overlap)
         known = self.diffusion.noised(tail.latents, noise[:, :, overlap], time)
         noisy[:, :, overlap] = torch.where(injected.view(-1, 1, 1, 1, 1), known, noisy[:, :, overlap])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from streaming.errors import UserError
 from streaming.folders import save_folder
 from streaming.model import Model
-from streaming.sites import ContextSite, FeatureSite
+from streaming.sites import ContextSite, FeatureSite, InputSite, Site
 from streaming.weights_write import shard_names, shards
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ PART_BYTES = 15_000_000
 """Largest weight file, unless a single tensor is larger."""
 
 C = TypeVar("C")
-Sites = Sequence[FeatureSite] | Sequence[ContextSite]
+Sites = Sequence[FeatureSite] | Sequence[ContextSite] | Sequence[InputSite]
 
 
 def adapter_folder(model: Model, weights: Path | None, name: str) -> Path:
@@ -166,5 +166,9 @@ def _revived(kind: Any, value: Any) -> Any:
     return tuple(item(**entry) if isinstance(entry, dict) else entry for entry in value)
 
 
-def _size(site: FeatureSite | ContextSite) -> str:
-    return f"{site.width} wide" if isinstance(site, FeatureSite) else f"{site.tokens} tokens of {site.depth}"
+def _size(site: Site) -> str:
+    if isinstance(site, ContextSite):
+        return f"{site.tokens} tokens of {site.depth}"
+    if isinstance(site, FeatureSite):
+        return f"{site.width} wide"
+    return f"{site.width} wide, kernel {site.kernel[0]}x{site.kernel[1]}, stride {site.stride[0]}x{site.stride[1]}"

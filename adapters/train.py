@@ -1,23 +1,32 @@
-"""Training of CAM and APM on a frozen base model, for any backbone and any dataset of captioned clips."""
+"""Training of memories on a frozen base model, for any backbone and any dataset of captioned clips.
+
+Rivals are trained as what they are compared with: the same clips in the same order with the same noise, as many of them
+and at the same rate.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol, final, runtime_checkable
+from typing import Any, Literal, Protocol, final, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adapters.apm import APM, APMState, new_apm
-from adapters.cam import CAM, cam, new_cam
+from adapters.add_cond import new_add_cond
+from adapters.apm import new_apm
+from adapters.append import new_append
+from adapters.cam import cam, new_cam
 from adapters.clips import Batch, ClipBatches
+from adapters.conc_cond import new_conc_cond
 from adapters.recipe import MemoryRecipe, apm_recipe, cam_recipe, memories_recipe
-from streaming.backbone import Backbone, Call, Guided
+from streaming.backbone import Backbone, Call, FeatureEncoder, Guided
 from streaming.datasets import ClipDataset
 from streaming.errors import UserError
+from streaming.frame_mask import FrameMask, check_takes_given_frames
 from streaming.keys import initial_weights
+from streaming.memory import ShortTermMemory
 from streaming.model import Model
 from streaming.registry import load, open_model, with_image_encoder
-from streaming.sites import combine
+from streaming.sites import Deltas, combine
 from streaming.training import Result, TrainOptions, fit
 
 DATASETS = "streaming.datasets"
@@ -31,15 +40,42 @@ class Checkpointing(Protocol):
         """From now on, activations inside blocks are computed anew in the backward pass instead of kept."""
 
 
+@runtime_checkable
+class Reading(Protocol):
+    """A short-term memory that says what it needs of a tail; one that doesn't gets latents alone."""
+
+    @property
+    def reads(self) -> Literal["pixels", "latents"]:
+        """Frames as pixels, besides the latents, or latents alone."""
+        ...
+
+
+@runtime_checkable
+class OfEmbeddings(Protocol):
+    """A long-term memory that can begin from image embeddings, so that anchors need be looked at only once."""
+
+    def known(self, embedding: Float[Tensor, "batch image_width"]) -> Any:
+        """The state for rows that all have an anchor; a dropped one's embedding is that of the grey image."""
+        ...
+
+    def rewrite(self, state: Any, call: Call) -> Call:
+        """As `LongTermMemory.rewrite`."""
+        ...
+
+    def deltas(self, state: Any, call: Call) -> Deltas:
+        """As `LongTermMemory.deltas`."""
+        ...
+
+
 @final
 class MemoryObjective(nn.Module):
     """The frozen base's own loss on a clip whose first frames (and anchor) the memories know.
 
-    Everything runs in eval mode: the base's dropout would be noise in the target, and the loss is to be a function of
-    the batch alone.
+    Frames that a memory gives to the base model (`Call.mask`) don't count. Everything runs in eval mode: the base's
+    dropout would be noise in the target, and the loss is to be a function of the batch alone.
     """
 
-    def __init__(self, backbone: Backbone, short: CAM, long: APM | None) -> None:
+    def __init__(self, backbone: Backbone, short: ShortTermMemory[Any], long: OfEmbeddings | None) -> None:
         """Freezes the backbone; of the memories only those parameters train that require gradients already."""
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
@@ -49,13 +85,15 @@ class MemoryObjective(nn.Module):
 
     def forward(self, batch: Batch) -> Mapping[str, Float[Tensor, ""]]:
         """`loss`: mean squared error over the frames that count; `new_frames`: over those behind the overlap."""
-        error = (self.predict(batch).float() - batch.target).square().mean(dim=(1, 3, 4))
+        call, deltas = self.conditioned(batch)
+        error = (self.backbone(call, deltas).float() - batch.target).square().mean(dim=(1, 3, 4))
         overlap = self.backbone.window.overlap
-        loss = (error * batch.weight).sum() / batch.weight.sum()
+        weight = batch.weight if call.mask is None else batch.weight * call.mask
+        loss = (error * weight).sum() / weight.sum()
         return {"loss": loss, "new_frames": error[:, overlap:].detach().mean()}
 
-    def predict(self, batch: Batch) -> Float[Tensor, "batch channels frames high wide"]:
-        """The base's prediction with the memories' deltas."""
+    def conditioned(self, batch: Batch) -> tuple[Call, Deltas]:
+        """The call as the base is to see it, and the memories' deltas."""
         call = Call(
             latents=batch.noisy,
             time=batch.time,
@@ -63,18 +101,21 @@ class MemoryObjective(nn.Module):
             guided=(Guided(text=True, anchor=True),) * batch.noisy.shape[0],
             context_mask=batch.context_mask,
         )
-        deltas = [self.short.deltas(self.short.remember(batch.tail), call)]
-        if self.long is not None and batch.anchor is not None:
-            tokens = self.long.tokens(batch.anchor)  # dropped anchors are the grey image's embedding already
-            deltas.append(self.long.deltas(APMState(tokens, tokens[:1]), call))
-        return self.backbone(call, combine(*deltas))
+        tail = self.short.remember(batch.tail)
+        call = self.short.rewrite(tail, call)
+        deltas = self.short.deltas(tail, call)
+        if self.long is None or batch.anchor is None:
+            return call, deltas
+        anchor = self.long.known(batch.anchor)
+        seen = self.long.rewrite(anchor, call)
+        return seen, combine(deltas, self.long.deltas(anchor, seen))
 
     def groups(self, recipe: MemoryRecipe) -> list[tuple[list[nn.Parameter], float]]:
         """Trainable parameters with the factors on their learning rate."""
         groups: dict[float, list[nn.Parameter]] = {}
         for name, value in self.named_parameters():
             if value.requires_grad:
-                copied, gate = name.startswith("short.encoder."), name.endswith(".alpha")
+                copied, gate = name.startswith("short.") and ".encoder." in name, name.endswith(".alpha")
                 factor = recipe.encoder_rate if copied else recipe.gate_rate if gate else 1.0
                 groups.setdefault(factor, []).append(value)
         return [(values, factor) for factor, values in groups.items()]
@@ -86,6 +127,55 @@ def train_cam(options: TrainOptions) -> Result:
     with initial_weights(recipe.loop.seed):
         short = new_cam(model, condition=recipe.condition)
     return train("cam", model, short, None, recipe, options, lambda: short.save(options.work / "cam"))
+
+
+def train_cam_with_frame_mask(options: TrainOptions) -> Result:
+    """Train CAM into `work/cam` with the overlap given to the base model besides, for the memory `cam+frame-mask`.
+
+    Raises UserError for a base model that takes no given frames.
+    """
+    recipe, model = cam_recipe(toy=options.toy), _open(options)
+    check_takes_given_frames(model, instead="cam+inject, trained as cam")
+    with initial_weights(recipe.loop.seed):
+        short = new_cam(model, condition=recipe.condition)
+    return train(
+        "cam+frame-mask",
+        model,
+        FrameMask(short),
+        None,
+        recipe,
+        options,
+        lambda: short.save(options.work / "cam"),
+        like="cam",
+    )
+
+
+def train_conc_cond(options: TrainOptions) -> Result:
+    """Train Conc-Cond into `work/conc-cond`, as CAM is trained. Raises UserError for a base without an input site."""
+    recipe, model = cam_recipe(toy=options.toy), _open(options)
+    short = new_conc_cond(model)
+    return train(
+        "conc-cond", model, short, None, recipe, options, lambda: short.save(options.work / "conc-cond"), like="cam"
+    )
+
+
+def train_add_cond(options: TrainOptions) -> Result:
+    """Train Add-Cond into `work/add-cond`, as CAM is trained."""
+    recipe, model = cam_recipe(toy=options.toy), _open(options)
+    with initial_weights(recipe.loop.seed):
+        short = new_add_cond(model, condition=recipe.condition)
+    return train(
+        "add-cond", model, short, None, recipe, options, lambda: short.save(options.work / "add-cond"), like="cam"
+    )
+
+
+def train_append(options: TrainOptions) -> Result:
+    """Train appended image tokens into `work/append`, as APM is trained: on the frozen base and CAM in `work/cam`."""
+    recipe, model = apm_recipe(toy=options.toy), _open(options)
+    short = cam(model, options.work / "cam")
+    with initial_weights(recipe.loop.seed):
+        long = new_append(model)
+    return train("append", model, short, long, recipe, options, lambda: long.save(options.work / "append"), like="apm")
 
 
 def train_apm(options: TrainOptions) -> Result:
@@ -116,31 +206,41 @@ def train_memories(options: TrainOptions) -> Result:
 def train(
     name: str,
     model: Model,
-    short: CAM,
-    long: APM | None,
+    short: ShortTermMemory[Any],
+    long: OfEmbeddings | None,
     recipe: MemoryRecipe,
     options: TrainOptions,
     export: Callable[[], None],
     *,
     dataset: ClipDataset | None = None,
+    like: str | None = None,
 ) -> Result:
     """Train those of the memories' parameters that require gradients; see `streaming.training.fit`.
 
-    dataset: None takes the one that the options name. Raises UserError for gradient checkpointing if the backbone has
-    none.
+    dataset: None takes the one that the options name. like: the training whose clips and noise these are to be, for a
+    fair comparison; None: `name`'s own. Raises UserError for gradient checkpointing if the backbone has none.
     """
-    recipe = replace(recipe, condition=short.config.condition)
+    recipe = replace(recipe, condition=reads(short))
     if options.checkpoint_gradients:
         checkpoint_gradients(model, short)
     objective = MemoryObjective(model.backbone, short, long)
     clips = load(DATASETS, options.dataset)() if dataset is None else dataset
-    batches = ClipBatches(model, clips, recipe, batch=options.batch or recipe.loop.batch, name=name)
+    batches = ClipBatches(model, clips, recipe, batch=options.batch or recipe.loop.batch, name=like or name)
     return fit(name, objective, batches, recipe.loop, options, groups=objective.groups(recipe), export=export)
 
 
-def checkpoint_gradients(model: Model, short: CAM) -> None:
-    """Switch gradient checkpointing on in the backbone and in CAM's copy. Raises UserError if one of them has none."""
-    for part in (model.backbone, short.encoder):
+def reads(short: ShortTermMemory[Any]) -> Literal["pixels", "latents"]:
+    """What a short-term memory, or one that it is put around, needs of a tail."""
+    told = [part.reads for part in short.modules() if isinstance(part, Reading)]
+    return "pixels" if "pixels" in told else "latents"
+
+
+def checkpoint_gradients(model: Model, short: ShortTermMemory[Any]) -> None:
+    """Switch gradient checkpointing on in the backbone and in the memory's copy of its encoder, if it has one.
+
+    Raises UserError if one of them has no checkpointing.
+    """
+    for part in (model.backbone, *(module for module in short.modules() if isinstance(module, FeatureEncoder))):
         if not isinstance(part, Checkpointing):
             raise UserError(
                 f"{type(part).__name__} of {model.name} has no gradient checkpointing: "

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from streaming.sites import ContextSite, Delta, Deltas, FeatureSite, check_sites
+from streaming.sites import ContextSite, Delta, Deltas, FeatureSite, InputSite, check_sites
 from streaming.types import Features
 
 T = TypeVar("T")
@@ -53,12 +53,14 @@ class _Current(threading.local):
 class DiffusersSites:
     """The sites of one UNet. A plain object, so that it adds nothing to the UNet's parameters or state dict.
 
-    Feature sites: `skips.0`, ... in the order of the down path, then `mid_block`. Context sites: the spatial
-    transformers by their own names, in order of evaluation. A site without a delta costs one dictionary look-up and
-    leaves its tensor untouched.
+    Input site: `conv_in`, the first convolution. Feature sites: `skips.0`, ... in the order of the down path, then
+    `mid_block`. Context sites: the spatial transformers by their own names, in order of evaluation. A site without a
+    delta costs one dictionary look-up and leaves its tensor untouched.
     """
 
     def __init__(self, unet: Any, *, depth: int, tokens: int) -> None:
+        first = unet.conv_in
+        self.input = InputSite("conv_in", first.out_channels, tuple(first.kernel_size), tuple(first.stride))
         self.features = (*_skips(unet), FeatureSite("mid_block", unet.config["block_out_channels"][-1]))
         self.contexts = tuple(ContextSite(name, depth, tokens) for name, _ in spatial_attentions(unet))
         self._current = _Current()
@@ -69,7 +71,7 @@ class DiffusersSites:
 
         Raises KeyError, listing the sites, if a delta names one that does not exist.
         """
-        check_sites(evaluation.deltas, (*self.features, *self.contexts))
+        check_sites(evaluation.deltas, (self.input, *self.features, *self.contexts))
         before = self._current.evaluation
         self._current.evaluation = evaluation
         try:
@@ -82,13 +84,14 @@ class DiffusersSites:
 
     def _hook(self, unet: Any) -> None:
         """Hooks sit on whole blocks, outside of whatever checkpoints gradients inside them."""
+        unet.conv_in.register_forward_hook(self._output_hook(self.input.name))
         end = len(self.features) - 1
         for block in unet.up_blocks:
             start = end - len(block.resnets)
             names = [site.name for site in self.features[start:end]]
             block.register_forward_pre_hook(self._skip_hook(names), with_kwargs=True)
             end = start
-        unet.mid_block.register_forward_hook(self._mid_hook())
+        unet.mid_block.register_forward_hook(self._output_hook("mid_block"))
         for name, attention in spatial_attentions(unet):
             attention.register_forward_pre_hook(self._context_hook(name), with_kwargs=True)
 
@@ -103,10 +106,10 @@ class DiffusersSites:
 
         return hook
 
-    def _mid_hook(self) -> Any:
+    def _output_hook(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
             now = self._current.evaluation
-            return None if now is None or "mid_block" not in now.deltas else _add(now, "mid_block", output)
+            return None if now is None or name not in now.deltas else _add(now, name, output)
 
         return hook
 

@@ -8,6 +8,7 @@ from diffusers import UNet3DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from backends.diffusers_attention import shorten_attention
 from backends.diffusers_sites import DiffusersSites, Evaluation, checkpoint_gradients, to_features, to_maps
 from backends.modelscope_v2v import halvings, is_video_to_video, nearest_size
 from backends.temporal_conv import channels_last, flatten_temporal
@@ -31,9 +32,11 @@ class UNet3DBackbone(Backbone):
     def __init__(self, unet: UNet3DConditionModel, *, tokens: int, window: Window) -> None:
         """Hooks the UNet; `tokens` is the length of the text it is given, `window` in latent frames."""
         super().__init__()
+        shorten_attention(unet)
         self.unet = unet
         self._window = window
         self._sites = DiffusersSites(unet, depth=unet.config["cross_attention_dim"], tokens=tokens)
+        self.input_site = self._sites.input
 
     @property
     def feature_sites(self) -> tuple[FeatureSite, ...]:
@@ -105,6 +108,7 @@ class UNet3DFeatureEncoder(FeatureEncoder):
         self.time_proj, self.time_embedding = whole.time_proj, whole.time_embedding
         self.conv_in, self.transformer_in = whole.conv_in, whole.transformer_in
         self.down_blocks, self.mid_block = whole.down_blocks, whole.mid_block
+        shorten_attention(self)
         self._names = tuple(site.name for site in sites)
         self._width = int(config["block_out_channels"][0])
 

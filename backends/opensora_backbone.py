@@ -33,6 +33,7 @@ class OpenSora3Backbone(Backbone):
         """`window` in latent frames; fps: the rate it is told; factor: pixels a latent cell covers along a side."""
         super().__init__()
         self.net, self._window, self.fps, self.factor = net, window, fps, factor
+        self.input_site = net.input_site
 
     @property
     def feature_sites(self) -> tuple[FeatureSite, ...]:

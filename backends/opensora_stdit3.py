@@ -37,7 +37,7 @@ from backends.opensora_layers import (
     self_attention,
 )
 from backends.opensora_places import Rope, scaled_table
-from streaming.sites import ContextSite, Deltas, FeatureSite, check_sites
+from streaming.sites import ContextSite, Deltas, FeatureSite, InputSite, check_sites
 from streaming.types import Features, Latents, TokenMask, Tokens
 
 
@@ -95,8 +95,9 @@ class Block(nn.Module):
 class STDiT3(nn.Module):
     """Predicts the velocity, data minus noise, in the first half of its output channels.
 
-    Sites: `pair14` to `pair27` (the last half of all), the output of a spatial and a temporal block, and
-    `spatial0.text`, `temporal0.text` and so on, the projected text as each cross-attention reads it.
+    Sites: `patches`, the tokens that enter the first block; `pair14` to `pair27` (the last half of all), the output of
+    a spatial and a temporal block; and `spatial0.text`, `temporal0.text` and so on, the projected text as each
+    cross-attention reads it.
     """
 
     def __init__(self, config: STDiTConfig) -> None:
@@ -112,6 +113,11 @@ class STDiT3(nn.Module):
         self.spatial_blocks = nn.ModuleList(Block(config, self_attention(config)) for _ in range(config.depth))
         self.temporal_blocks = nn.ModuleList(Block(config, _turning(config)) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
+
+    @property
+    def input_site(self) -> InputSite:
+        """The patches as tokens, their places added: what a convolution over the latents is part of."""
+        return InputSite("patches", self.config.width, kernel=self.config.patch, stride=self.config.patch)
 
     @property
     def feature_sites(self) -> tuple[FeatureSite, ...]:
@@ -143,11 +149,11 @@ class STDiT3(nn.Module):
         time: 0 is clean, 1000 noise. fps, height, width: of the clip in pixels; the first row's size counts for all.
         generated: None if all frames are; the others are at time 0. Raises KeyError for an unknown site in `deltas`.
         """
-        check_sites(deltas, (*self.feature_sites, *self.context_sites))
+        check_sites(deltas, (self.input_site, *self.feature_sites, *self.context_sites))
         prepared = self.prepare(
             latents, time, text, fps=fps, height=height, width=width, text_mask=text_mask, generated=generated
         )
-        x = prepared.tokens
+        x = at_site(deltas, "patches", prepared.tokens)
         for i in range(self.config.depth):
             x = self.pair(i, x, prepared, deltas)
         return self.final_layer(x, prepared.times, prepared.given, generated, latents)

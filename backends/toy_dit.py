@@ -20,7 +20,7 @@ from streaming.codec import Codec, EncodedText, ImageEncoder, TextEncoder
 from streaming.errors import UserError
 from streaming.keys import Key
 from streaming.model import Backend, Defaults, Model
-from streaming.sites import ContextSite, Deltas, FeatureSite, check_sites
+from streaming.sites import ContextSite, Deltas, FeatureSite, InputSite, check_sites
 from streaming.types import Features, Frames, Latents, SiteFeatures, Tokens
 
 Rows = Float[Tensor, "rows sequence width"]
@@ -156,6 +156,7 @@ class Entry(nn.Module):
 class ToyDiT(Backbone):
     """Four spatial-temporal blocks; outputs of the last two are feature sites, all cross-attentions context sites."""
 
+    input_site = InputSite("patches", WIDTH, kernel=(PATCH, PATCH), stride=(PATCH, PATCH))
     feature_sites = tuple(FeatureSite(f"block{i}", WIDTH) for i in range(BLOCKS // 2, BLOCKS))
     context_sites = tuple(ContextSite(f"block{i}.text", DEPTH, TOKENS) for i in range(BLOCKS))
     window = Window(frames=6, overlap=2)
@@ -170,8 +171,9 @@ class ToyDiT(Backbone):
 
     def forward(self, call: Call, deltas: Deltas) -> Latents:
         """The flow, noise minus clean. Raises UserError for latents that do not divide into patches."""
-        check_sites(deltas, (*self.feature_sites, *self.context_sites))
+        check_sites(deltas, (self.input_site, *self.feature_sites, *self.context_sites))
         x, times = self.entry(call)
+        x = add(deltas, "patches", x)
         for i, block in enumerate(self.blocks):
             x = add(deltas, f"block{i}", block(x, times, call, add(deltas, f"block{i}.text", call.context)))
         return _unpatched(self.out(self.norm(x)), call.latents.shape)

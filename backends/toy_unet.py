@@ -19,7 +19,7 @@ from streaming.codec import Codec, EncodedText, ImageEncoder, TextEncoder
 from streaming.errors import UserError
 from streaming.keys import Key
 from streaming.model import Backend, Defaults, Model
-from streaming.sites import ContextSite, Deltas, FeatureSite, check_sites
+from streaming.sites import ContextSite, Deltas, FeatureSite, InputSite, check_sites
 from streaming.types import Features, Frames, Latents, SiteFeatures
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -99,7 +99,7 @@ class Encoder(nn.Module):
         """Both features as videos [batch, width, frames, high, wide]; `condition` is added after the first layer."""
         _check(call)
         batch, _, frames, high, wide = call.latents.shape
-        hidden = self.conv_in(_images(call.latents))
+        hidden = _images(_changed(deltas, "input", _video(self.conv_in(_images(call.latents)), batch)))
         if condition is not None:
             hidden = hidden + condition.flatten(0, 1).transpose(1, 2).unflatten(2, (high, wide))
         times = self.time(_waves(call.time, hidden.dtype)).view(batch, -1, WIDTH)
@@ -117,6 +117,7 @@ class Encoder(nn.Module):
 class ToyUNet(Backbone):
     """Encoder, one long skip and a mid block, decoder. Convolutions over space, one over time."""
 
+    input_site = InputSite("input", WIDTH, kernel=(3, 3), stride=(1, 1))
     feature_sites = (FeatureSite("skip", WIDTH), FeatureSite("mid", 2 * WIDTH))
     context_sites = (ContextSite("mid.text", DEPTH, TOKENS),)
     window = Window(frames=8, overlap=4)
@@ -129,7 +130,7 @@ class ToyUNet(Backbone):
 
     def forward(self, call: Call, deltas: Deltas) -> Latents:
         """The v-prediction. Raises ValueError for masks, which it has no use for, KeyError for an unknown site."""
-        check_sites(deltas, (*self.feature_sites, *self.context_sites))
+        check_sites(deltas, (self.input_site, *self.feature_sites, *self.context_sites))
         skip, mid = self.encoder(call, None, deltas)
         skip, mid = _changed(deltas, "skip", skip), _changed(deltas, "mid", mid)
         above = F.interpolate(_images(mid), size=skip.shape[3:])

@@ -8,7 +8,7 @@ from typing import final
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from streaming.sites import ContextSite, Deltas, FeatureSite
+from streaming.sites import ContextSite, Deltas, FeatureSite, InputSite
 from streaming.types import Features, Latents, SiteFeatures, TokenMask, Tokens
 
 
@@ -106,6 +106,8 @@ class Backbone(nn.Module, ABC):
     """Whether it knows of frames that are given: it takes `Call.mask`, treats frames where that is False as clean (time
     0, whatever `Call.time` says), and takes a time for every frame. One that doesn't raises ValueError for such a mask,
     rather than generate the given frames in silence."""
+    input_site: InputSite | None = None
+    """The output of its first layer, for memories that widen its input; None: it publishes none."""
 
     @property
     @abstractmethod

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from streaming.codec import EncodedText
 from streaming.enhancer import (
     Clip,
     Enhancer,
@@ -42,6 +43,7 @@ def enhance_joint(
     key: Key,
     progress: Progress | None = None,
     mapper: Mapper = map,
+    together: int = 1,
 ) -> Iterator[Frames]:
     """The enhanced video in pieces of a chunk's stride, after the last denoising step of all chunks.
 
@@ -49,11 +51,12 @@ def enhance_joint(
     grows with the video by its latents only. SDEdit: the enlarged video is noised at `enhancer.strength` and denoised
     with the prompt that holds at each chunk's first frame; after every step the chunks' predictions are blended. A
     chunk's evaluation depends on values alone, so `mapper` may run them in any order, or side by side.
+    together: so many neighbouring chunks with one prompt are one batch on the device: sooner done, rounded otherwise.
     Raises UserError for an empty video, several videos, and values that are not finite.
     """
     check_frames(frames)
     spans = enhancer.blender.spans(enhancer.codec.latent_frames(frames.shape[1]) if frames.shape[1] else 0)
-    return _pieces(enhancer, frames, spans, prompts, key, progress, mapper)
+    return _pieces(enhancer, frames, spans, prompts, key, progress, mapper, together)
 
 
 def _pieces(
@@ -64,10 +67,11 @@ def _pieces(
     key: Key,
     progress: Progress | None,
     mapper: Mapper,
+    together: int,
 ) -> Iterator[Frames]:
     clean = torch.cat([encode(enhancer, _cut(enhancer, frames, span), span) for span in spans])
     start = _noise(enhancer, key.fold("start"), spans, clean)
-    denoise = _denoiser(enhancer, spans, start, prompts, key, progress, mapper)
+    denoise = _denoiser(enhancer, spans, start, prompts, key, progress, mapper, together)
     with torch.inference_mode():
         latents = enhancer.sampler(
             denoise,
@@ -89,21 +93,25 @@ def _denoiser(
     key: Key,
     progress: Progress | None,
     mapper: Mapper,
+    together: int = 1,
 ) -> Denoise:
-    """Evaluates chunk by chunk on the device, then exchanges the overlaps on the host."""
+    """Evaluates group by group of chunks on the device, then exchanges the overlaps on the host."""
     lines = [prompts.at(first_pixel(enhancer.codec, span.start)) for span in spans]
     texts = {line: read(enhancer, line) for line in dict.fromkeys(lines)}
+    groups = _groups(lines, together)
     total = len(spans) * enhancer.sampler.steps
 
     def denoise(latents: Latents, step: Step) -> Latents:
         def evaluate(k: int) -> Latents:
-            return predict(enhancer, texts[lines[k]], start[k : k + 1], latents[k : k + 1], step, k)
+            first, text = groups[k].start, texts[lines[groups[k].start]]
+            part = slice(first, groups[k].stop)
+            return predict(enhancer, _repeated(text, len(groups[k])), start[part], latents[part], step, first)
 
         predictions = []
-        for prediction in mapper(evaluate, range(len(spans))):
+        for k, prediction in enumerate(mapper(evaluate, range(len(groups)))):
             predictions.append(prediction)
             if progress is not None:
-                progress(step.index * len(spans) + len(predictions), total)
+                progress(step.index * len(spans) + groups[k].stop, total)
         stack = torch.cat(predictions)
         if not enhancer.blender.coupled:
             return stack
@@ -111,6 +119,26 @@ def _denoiser(
         return exchange(stack, latents, spans, weights, slope(enhancer, step))
 
     return denoise
+
+
+def _groups(lines: list[str], together: int) -> list[range]:
+    """Neighbouring chunks with one prompt, so many at most."""
+    groups: list[range] = []
+    for k, line in enumerate(lines):
+        last = groups[-1] if groups else range(0)
+        if len(last) in range(1, together) and lines[last.start] == line:
+            groups[-1] = range(last.start, k + 1)
+        else:
+            groups.append(range(k, k + 1))
+    return groups
+
+
+def _repeated(text: EncodedText, count: int) -> EncodedText:
+    """The guidance rows of one video for so many, row-major."""
+    if count == 1:
+        return text
+    mask = None if text.mask is None else text.mask.repeat_interleave(count, dim=0)
+    return EncodedText(text.tokens.repeat_interleave(count, dim=0), mask)
 
 
 def exchange(

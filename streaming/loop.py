@@ -190,7 +190,8 @@ def _condition(parts: Parts, tail: Tail, anchor_state: Any) -> Condition:
 
     def condition(call: Call) -> tuple[Call, Deltas]:
         call = parts.short.rewrite(tail_state, call)
-        return call, combine(parts.short.deltas(tail_state, call), parts.long.deltas(anchor_state, call))
+        seen = parts.long.rewrite(anchor_state, call)
+        return seen, combine(parts.short.deltas(tail_state, call), parts.long.deltas(anchor_state, seen))
 
     return condition
 

@@ -65,6 +65,15 @@ class LongTermMemory(nn.Module, ABC, Generic[S]):
     def deltas(self, state: S, call: Call) -> Deltas:
         """What to add at context sites for this evaluation; rows without `anchor` get the memory's notion of none."""
 
+    def rewrite(self, state: S, call: Call) -> Call:
+        """The call as the denoiser is to see it, with more text tokens for example. Default: unchanged.
+
+        Latents stay as they are, and all rows keep one length of text; rows without `anchor` get the memory's notion of
+        none. The short-term memory reads the text as it was.
+        """
+        del state
+        return call
+
 
 @final
 class NoShortTerm(ShortTermMemory[None]):

@@ -1,7 +1,7 @@
 """Attention over a few tokens, as along the frames of a window: one small GPU program for each head of each sequence.
 
 Flash-attention kernels work in tiles of 64 tokens and more. Video models attend along 16 frames at tens of thousands
-of positions at once, where such tiles are mostly empty: on an H200 attention was 43 % of a training step of a small U-Net.
+of positions at once, where such tiles are mostly empty: attention was 43 % of a small U-Net's training step (one H200).
 """
 
 import os

@@ -1,6 +1,6 @@
 """A toy base model for the tests of the adapters: every part a few lines, every site reached in the open."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,10 +13,13 @@ from streaming.codec import Codec, EncodedText, ImageEncoder, TextEncoder
 from streaming.datasets import CaptionedClips, ClipDataset
 from streaming.memory import Tail
 from streaming.model import Defaults, Model
-from streaming.sites import ContextSite, Deltas, FeatureSite, check_sites
+from streaming.sites import ContextSite, Deltas, FeatureSite, InputSite, check_sites
 
 DEPTH, TOKENS, WIDTH, CHANNELS, SIZE, FACTOR = 12, 5, 16, 4, 16, 4
 WINDOW = Window(frames=6, overlap=2)
+
+
+At = Callable[[str, Tensor], Tensor]
 
 
 class Half(nn.Module):
@@ -29,8 +32,10 @@ class Half(nn.Module):
         self.text = nn.Linear(DEPTH, WIDTH)
         self.second = nn.Linear(WIDTH, 2 * WIDTH)
 
-    def forward(self, call: Call, condition: Tensor | None, texts: Sequence[Tensor]) -> list[Tensor]:
-        hidden = self.first(call.latents.permute(0, 2, 3, 4, 1).flatten(2, 3))
+    def forward(
+        self, call: Call, condition: Tensor | None, texts: Sequence[Tensor], at: At = lambda name, value: value
+    ) -> list[Tensor]:
+        hidden = at("first", self.first(call.latents.permute(0, 2, 3, 4, 1).flatten(2, 3)))
         if condition is not None:
             hidden = hidden + condition
         skip = hidden + self.time(call.time[:, None] / 1000)[:, None, None]
@@ -54,6 +59,8 @@ class ToyEncoder(FeatureEncoder):
 
 
 class ToyBackbone(Backbone):
+    input_site = InputSite("first", WIDTH, kernel=(1, 1), stride=(1, 1))
+
     def __init__(self) -> None:
         super().__init__()
         self.lower = Half()
@@ -75,7 +82,7 @@ class ToyBackbone(Backbone):
         return WINDOW
 
     def forward(self, call: Call, deltas: Deltas) -> Tensor:
-        check_sites(deltas, (*self.feature_sites, *self.context_sites))
+        check_sites(deltas, (self.input_site, *self.feature_sites, *self.context_sites))
 
         def at(name: str, value: Tensor) -> Tensor:
             if name not in deltas:
@@ -83,7 +90,7 @@ class ToyBackbone(Backbone):
             self.reached.append(name)
             return value + deltas[name](value)
 
-        skip, middle = self.lower(call, None, [at("down.text", call.context)])
+        skip, middle = self.lower(call, None, [at("down.text", call.context)], at)
         middle = at("middle", middle) + self.text(at("up.text", call.context)).mean(dim=1)[:, None, None]
         joined = torch.cat((F.gelu(self.up(middle)), at("skip.0", skip)), dim=-1)
         return self.out(joined).unflatten(2, call.latents.shape[3:]).permute(0, 4, 1, 2, 3)

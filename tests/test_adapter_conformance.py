@@ -1,9 +1,12 @@
-"""CAM and APM keep what every memory keeps, on both kinds of toy model."""
+"""CAM, APM and their rivals keep what every memory keeps, on both kinds of toy model."""
 
 import torch
 
+from adapters.add_cond import new_add_cond
 from adapters.apm import new_apm
+from adapters.append import new_append
 from adapters.cam import new_cam
+from adapters.conc_cond import new_conc_cond
 from backends.toy_dit import ToyDiTBackend
 from backends.toy_unet import ToyUNetBackend
 from streaming.conformance import LongTermMemoryConformance, ShortTermMemoryConformance
@@ -66,3 +69,55 @@ class TestAPMOnTheDiT(LongTermMemoryConformance):
 
     def memory(self, model):
         return seeded(lambda: new_apm(model))
+
+
+class TestConcCondOnTheUNet(ShortTermMemoryConformance):
+    def model(self):
+        return loaded(ToyUNetBackend())
+
+    def memory(self, model):
+        return seeded(lambda: new_conc_cond(model))
+
+
+class TestConcCondOnTheDiT(ShortTermMemoryConformance):
+    def model(self):
+        return loaded(ToyDiTBackend())
+
+    def memory(self, model):
+        return seeded(lambda: new_conc_cond(model))
+
+
+class TestAddCondOnTheUNet(ShortTermMemoryConformance):
+    def model(self):
+        return loaded(ToyUNetBackend())
+
+    def memory(self, model):
+        return seeded(lambda: new_add_cond(model))
+
+
+class TestAddCondOnTheDiT(ShortTermMemoryConformance):
+    def model(self):
+        return loaded(ToyDiTBackend())
+
+    def memory(self, model):
+        return seeded(lambda: new_add_cond(model))
+
+
+class TestAppendOnTheUNet(LongTermMemoryConformance):
+    identity_at_init = False
+
+    def model(self):
+        return loaded(ToyUNetBackend())
+
+    def memory(self, model):
+        return seeded(lambda: new_append(model))
+
+
+class TestAppendOnTheDiT(LongTermMemoryConformance):
+    identity_at_init = False
+
+    def model(self):
+        return loaded(ToyDiTBackend())
+
+    def memory(self, model):
+        return seeded(lambda: new_append(model))

@@ -218,7 +218,7 @@ def run(tmp_path, name="memories", steps=None, **changes):
 def test_training_lowers_the_loss_and_ships_what_it_learnt(tmp_path):
     result = run(tmp_path)
     log = [json.loads(line) for line in (tmp_path / "logs" / "memories.jsonl").read_text().splitlines()]
-    assert result.finished and log[-1]["new_frames"] < 0.75 * log[0]["new_frames"]
+    assert result.finished and log[-1]["new_frames"] < 0.8 * log[0]["new_frames"]
     model = toy_model(tmp_path)
     short, long = cam(model, None), apm(model, None)
     assert short.mergers[0].proj_out.weight.any() and all(mixer.alpha != 0 for mixer in long.mixers)

@@ -114,7 +114,7 @@ def test_train_in_what_is_no_folder(name: str, tmp_path: Path, capfd: pytest.Cap
     assert line.endswith("): choose another folder\n")
 
 
-@pytest.mark.parametrize("part", ["cam", "apm", "memories"])
+@pytest.mark.parametrize("part", ["cam", "apm", "memories", "cam+frame-mask", "conc-cond", "add-cond", "append"])
 def test_train_a_memory_without_a_base(part: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("train", part, "--toy", "--work", tmp_path / "new") == 2
     wording = f"error: --work {tmp_path / 'new'} holds no base model yet: train vae, clip and base first\n"

@@ -155,6 +155,8 @@ def test_chunks_may_be_evaluated_in_any_order(blender):
     enhancer, frames = toy(blender), video(15)
     serial = joint(enhancer, frames)
     assert torch.equal(serial, joint(enhancer, frames, mapper=backwards))
+    for together in (2, 3, 100):
+        torch.testing.assert_close(joint(enhancer, frames, mapper=backwards, together=together), serial)
     with ThreadPoolExecutor(2) as pool:
         assert torch.equal(serial, joint(enhancer, frames, mapper=pool.map))
 
@@ -506,3 +508,21 @@ def test_the_official_preset_s_start_and_comma_show():
     results.append(joint(replace(official, prompt_suffix=""), video(10)))
     assert not torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
     assert torch.equal(results[0], joint(replace(official, sampler=TrailingSDE(3, 1.0, True)), video(10)))
+
+
+@pytest.mark.parametrize("model", [UNET, DIT], ids=["unet", "dit"])
+def test_chunks_with_other_prompts_are_no_batch(model):
+    prompts = PromptSchedule.of({0: "a red ball", 8: "a blue box over there"})
+    enhancer, frames = toy(model=model), video(23)
+    done = []
+
+    def report(at, of):
+        done.append((at, of))
+
+    alone, grouped = (
+        torch.cat(list(enhance_joint(enhancer, frames, prompts, key=KEY, together=n, progress=report)), dim=1)
+        for n in (1, 4)
+    )
+    torch.testing.assert_close(grouped, alone)
+    total = done[0][1]
+    assert done.count((total, total)) == 2 and len(done) < 2 * total

@@ -156,7 +156,7 @@ class TestSites:
         assert torch.equal(*seen)
 
     def test_unknown_site_lists_the_sites(self) -> None:
-        with pytest.raises(KeyError, match="no such site: skips.99; this backbone has skips.0, skips.1"):
+        with pytest.raises(KeyError, match="no such site: skips.99; this backbone has conv_in, skips.0, skips.1"):
             make_backbone()(make_call(), {"skips.99": torch.zeros_like})
 
     def test_a_delta_of_another_shape_is_named(self) -> None:

@@ -131,6 +131,7 @@ class Remembering(nn.Module):
         toy = model(version, depth)
         self.backbone = toy.backbone
         self.feature_sites, self.context_sites = self.backbone.feature_sites, self.backbone.context_sites
+        self.input_site = self.backbone.input_site
         self.cam, self.apm = (unzeroed(memory(toy, new), KEY).eval() for new in (new_cam, new_apm))
         frames = KEY.fold("frames").normal(2, WINDOW.overlap, 3, 16, 12).sigmoid()
         self.tail, self.anchor = Tail(frames, toy.codec.encode(frames)), frames[:, :1]

@@ -4,6 +4,7 @@ from typing import Any
 
 import typer
 
+from streaming.cli.ablate import ablate
 from streaming.cli.compare import compare
 from streaming.cli.convert import convert
 from streaming.cli.doctor import doctor
@@ -22,6 +23,6 @@ def command() -> Any:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for function in (generate, enhance, evaluate, compare, train, convert, models, doctor):
+    for function in (generate, enhance, evaluate, compare, ablate, train, convert, models, doctor):
         app.command()(function)
     return typer.main.get_command(app)

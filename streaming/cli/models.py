@@ -103,6 +103,8 @@ def _details(model: "Model") -> None:
         f"defaults: {defaults.steps} steps of {defaults.sampler}, guidance {defaults.guidance:g}, "
         f"short-term memory {defaults.short_term}, long-term memory {defaults.long_term}"
     )
+    if first := model.backbone.input_site:
+        print(f"input site (conc-cond): {first.name}: {first.width} channels")
     print("feature sites (short-term memory):")
     for site in model.backbone.feature_sites:
         print(f"  {site.name}: {site.width} channels")

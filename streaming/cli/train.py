@@ -9,15 +9,18 @@ import typer
 
 from streaming.errors import UserError
 
-MEMORIES = ("cam", "apm", "memories")
+MEMORIES = ("cam", "apm", "memories", "cam+frame-mask", "conc-cond", "add-cond", "append")
 """Parts that are trained on a base model that is there."""
-BLIND = ("vae", "clip", "judge", "base", "enhancer", "cam")
+BLIND = ("vae", "clip", "judge", "base", "enhancer", "cam", "cam+frame-mask", "conc-cond", "add-cond")
 """Parts that have no use for an image encoder."""
 
 
 def train(
     part: Annotated[
-        str, typer.Argument(help="What to train: vae, clip, judge, base, enhancer, cam, apm or a plugin's.")
+        str,
+        typer.Argument(
+            help="What to train: vae, clip, judge, base, enhancer, cam, apm, conc-cond, add-cond, append or a plugin's."
+        ),
     ],
     work: Annotated[Path, typer.Option(help="Model directory that grows part by part; training resumes from it.")],
     steps: Annotated[int | None, typer.Option(help="Steps of the whole plan.")] = None,
@@ -37,7 +40,7 @@ def train(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="For apm and memories: what APM sees the anchor frame with. Give `generate` the same.",
+            help="For apm, append and memories: what they see the anchor frame with. Give `generate` the same.",
         ),
     ] = None,
 ) -> None:

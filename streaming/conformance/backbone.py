@@ -12,7 +12,7 @@ from streaming.backbone import Backbone, Call, FeatureEncoder
 from streaming.conformance.one_graph import check_one_graph
 from streaming.conformance.probe import Listener, plain_call, sites_of, unit
 from streaming.keys import Key
-from streaming.sites import Delta, Deltas, FeatureSite
+from streaming.sites import Delta, Deltas, FeatureSite, InputSite
 
 KEY = Key(0).fold("backbone conformance")
 
@@ -84,9 +84,10 @@ class BackboneConformance(ABC):
         _run(backbone, call, listener.deltas)
         assert {name: len(values) for name, values in listener.seen.items()} == dict.fromkeys(listener.seen, 1)
         rows, frames = call.latents.shape[0], call.latents.shape[2]
-        for site in backbone.feature_sites:
+        for site in _of_features(backbone):
             shape = listener.seen[site.name][0].shape
             assert (len(shape), shape[0], shape[1], shape[3]) == (4, rows, frames, site.width), site
+            assert not isinstance(site, InputSite) or shape[2] == _positions(site, self.high, self.wide), site
         for site in backbone.context_sites:
             assert listener.seen[site.name][0].shape == (rows, site.tokens, site.depth), site
 
@@ -234,6 +235,16 @@ def _row(call: Call, row: int) -> Call:
     return call.with_(
         latents=call.latents[one], time=call.time[one], context=call.context[one], guided=call.guided[one]
     )
+
+
+def _of_features(backbone: Backbone) -> tuple[FeatureSite | InputSite, ...]:
+    first = () if backbone.input_site is None else (backbone.input_site,)
+    return (*first, *backbone.feature_sites)
+
+
+def _positions(site: InputSite, high: int, wide: int) -> int:
+    """Of the first layer's output: cells by the stride, rounded up."""
+    return -(-high // site.stride[0]) * -(-wide // site.stride[1])
 
 
 def _replacing(sites: Iterable[FeatureSite], by: Delta) -> Deltas:

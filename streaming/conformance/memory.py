@@ -152,6 +152,16 @@ class LongTermMemoryConformance(_MemoryConformance):
         torch.testing.assert_close(one[:2], other[:2], rtol=1e-5, atol=1e-5)
         assert not self.remembers or not torch.allclose(one[2:], other[2:])
 
+    def test_it_rewrites_nothing_but_the_text_alike_in_all_rows(self) -> None:
+        model, call = self.model(), _call(self.model())
+        memory = self._trained(model)
+        with torch.no_grad():
+            rewritten = memory.rewrite(self._state(memory, model, 2, 0), call)
+        assert rewritten.with_(context=call.context, context_mask=call.context_mask) == call
+        assert len(rewritten.context) == len(call.guided) and rewritten.context.dtype == call.context.dtype
+        mask = rewritten.context_mask
+        assert mask is None or mask.shape == rewritten.context.shape[:2]
+
     def _state(self, memory: LongTermMemory[Any], model: Model, videos: int, seed: int) -> Any:
         return memory.remember(self.anchor(model, videos, seed))
 
@@ -159,7 +169,8 @@ class LongTermMemoryConformance(_MemoryConformance):
         return memory.remember(self.anchor(model, 2, 0)[video : video + 1])
 
     def _predict(self, memory: LongTermMemory[Any], model: Model, state: Any, call: Call) -> Tensor:
-        return model.backbone(call, memory.deltas(state, call))
+        rewritten = memory.rewrite(state, call)
+        return model.backbone(rewritten, memory.deltas(state, rewritten))
 
 
 def _call(model: Model) -> Call:

@@ -36,7 +36,8 @@ def check_one_graph(suite: Compilable) -> None:
         module = import_module(type(suite).__module__)
         again: Any = reduce(getattr, type(suite).__qualname__.split("."), module)()  # pyright: ignore[reportCallIssue]
         backbone, call = again.make(), again.call()
-        sites = (*backbone.feature_sites, *backbone.context_sites)
+        first = () if backbone.input_site is None else (backbone.input_site,)
+        sites = (*first, *backbone.feature_sites, *backbone.context_sites)
         deltas = {site.name: lambda value: 0.1 * value for site in sites}
         with torch.no_grad():
             expected = backbone(call, deltas)

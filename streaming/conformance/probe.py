@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from streaming.backbone import Backbone, Call, Guided
 from streaming.keys import Key
-from streaming.sites import ContextSite, Deltas, FeatureSite
+from streaming.sites import Deltas, Site
 from streaming.types import Latents, Tokens
 
 
-def sites_of(backbone: Backbone) -> tuple[FeatureSite | ContextSite, ...]:
+def sites_of(backbone: Backbone) -> tuple[Site, ...]:
     """All sites of a backbone."""
-    return (*backbone.feature_sites, *backbone.context_sites)
+    first = () if backbone.input_site is None else (backbone.input_site,)
+    return (*first, *backbone.feature_sites, *backbone.context_sites)
 
 
 def plain_call(latents: Latents, context: Tokens, time: float) -> Call:
@@ -32,7 +33,7 @@ def unit(key: Key, like: Tensor) -> Tensor:
 class Listener:
     """Deltas of zero at the sites asked for, which keep the values that they see."""
 
-    def __init__(self, sites: Iterable[FeatureSite | ContextSite]) -> None:
+    def __init__(self, sites: Iterable[Site]) -> None:
         self.seen: dict[str, list[Tensor]] = {site.name: [] for site in sites}
 
     @property
