@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
-from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
-from timm.layers.norm import RmsNorm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backends.opensora_config import STDiTConfig
 from backends.opensora_places import angles
+from backends.timm_attention import ShortAttention
 from streaming.sites import ContextSite, Delta, Deltas, FeatureSite
 from streaming.types import Features, Latents, TokenMask, Tokens
 
@@ -187,9 +186,9 @@ def at_site(deltas: Deltas, site: str, value: Tensor) -> Tensor:
     return value + deltas[site](value) if site in deltas else value
 
 
-def self_attention(config: STDiTConfig) -> Attention:
+def self_attention(config: STDiTConfig) -> ShortAttention:
     """timm's attention with the published names."""
-    return Attention(config.width, config.heads, qkv_bias=True, qk_norm=config.qk_norm, norm_layer=RmsNorm)
+    return ShortAttention(config.width, config.heads, qk_norm=config.qk_norm)
 
 
 def mlp(width: int, hidden: int, out: int) -> Mlp:

@@ -5,7 +5,6 @@ from functools import partial
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from timm.layers.norm import RmsNorm
@@ -40,6 +39,7 @@ from backends.opensora_layers import (
     self_attention,
 )
 from backends.opensora_places import Rope, scaled_table
+from streaming.short_attention import attention
 from streaming.sites import Deltas, check_sites
 from streaming.types import Features, Latents, TokenMask, Tokens
 
@@ -84,7 +84,7 @@ class RotatedAttention(nn.Module):
         """What the frames read of each other."""
         q, k, v = rearrange(self.qkv(x), "b t (three n d) -> three b n t d", three=3, n=self.heads)
         q, k = self.q_norm(apply_rot_embed_cat(q, rope)), self.k_norm(apply_rot_embed_cat(k, rope))
-        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b n t d -> b t (n d)"))
+        return self.proj(rearrange(attention(q, k, v), "b n t d -> b t (n d)"))
 
 
 @final

@@ -6,8 +6,6 @@ from typing import final
 
 import torch
 from jaxtyping import Float
-from timm.layers.attention import AttentionRope
-from timm.layers.norm import RmsNorm
 from torch import Tensor, nn
 
 from backends.opensora_config import STDiTConfig
@@ -37,6 +35,7 @@ from backends.opensora_layers import (
     self_attention,
 )
 from backends.opensora_places import Rope, scaled_table
+from backends.timm_attention import ShortAttentionRope
 from streaming.sites import ContextSite, Deltas, FeatureSite, InputSite, check_sites
 from streaming.types import Features, Latents, TokenMask, Tokens
 
@@ -199,8 +198,6 @@ class STDiT3(nn.Module):
         return at_site(deltas, f"pair{i}", x)
 
 
-def _turning(config: STDiTConfig) -> AttentionRope:
-    """Queries and keys are normalised, then rotated."""
-    return AttentionRope(
-        config.width, config.heads, num_prefix_tokens=0, qk_norm=config.qk_norm, norm_layer=RmsNorm, rotate_half=False
-    )
+def _turning(config: STDiTConfig) -> ShortAttentionRope:
+    """timm's attention with the published names."""
+    return ShortAttentionRope(config.width, config.heads, qk_norm=config.qk_norm)

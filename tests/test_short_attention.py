@@ -9,8 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from timm.layers.attention import Attention as TimmAttention
+from timm.layers.attention import AttentionRope
+from timm.layers.norm import RmsNorm
 
 from backends.diffusers_attention import ShortAttentionProcessor, shorten_attention
+from backends.timm_attention import ShortAttention, ShortAttentionRope
 from streaming.keys import Key, initial_weights
 from streaming.short_attention import LONGEST, WIDEST, attention, is_short
 
@@ -108,3 +112,19 @@ def test_an_exchanged_processor_stays():
     module = Attention(16, heads=2, dim_head=8, processor=Mine())
     shorten_attention(module)
     assert type(module.processor) is Mine
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_timms_attention_is_the_same_module(normed, turned):
+    options = {"qkv_bias": True, "qk_norm": normed, "norm_layer": RmsNorm}
+    with initial_weights(0):
+        if turned:
+            timms = AttentionRope(16, 2, num_prefix_tokens=0, rotate_half=False, **options)
+        else:
+            timms = TimmAttention(16, 2, **options)
+    ours = (ShortAttentionRope if turned else ShortAttention)(16, 2, qk_norm=normed)
+    ours.load_state_dict(timms.state_dict())
+    x, rope = Key(0).normal(3, 5, 16), Key(1).normal(5, 16)
+    arguments = (x, rope) if turned else (x,)
+    torch.testing.assert_close(ours(*arguments), timms(*arguments), atol=1e-6, rtol=1e-6)

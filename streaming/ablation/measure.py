@@ -85,9 +85,7 @@ class Measurer:
 
     def submit(self, job: Job) -> "Future[Numbers]":
         """What will be measured. Raises what the metrics raise if it is done here."""
-        if (
-            self._pool is not None
-        ):  # No tensor, not even an empty part of one: its storage would be moved to shared memory
+        if self._pool is not None:  # no tensor, not even an empty part: its storage would move to shared memory
             return self._pool.submit(_measured, self._measures, job.video.numpy(), job.borders, job.colour)
         done: Future[Numbers] = Future()
         done.set_result(_measure(self._measures, job))

@@ -50,9 +50,9 @@ class MAWE:
     """Mean over pairs of error / (c * motion) (published code). One pair without any motion makes it infinite, or NaN
     if the pair has no error either. A pair that the warp does not reach counts as no error, as in that code."""
     ratio_of_means: float
-    """Mean error / (c * mean motion) of the pairs that the warp reaches: the measure of the video as a whole (the
-    paper's main text). Infinite, or NaN if there is no error either, for a video without any motion; NaN if no pair is
-    reached."""
+    """Mean error / (c * mean motion) of all pairs: the measure of the video as a whole (the paper's main text).
+    Infinite, or NaN if there is no error either, for a video without any motion. Pairs that the warp does not reach
+    count as above; `MotionAwareWarpError` leaves them out."""
 
 
 def mawe(video: Video, flows: Flows) -> MAWE:
@@ -67,13 +67,12 @@ def mawe(video: Video, flows: Flows) -> MAWE:
     found = [_error(video[i : i + 2], flows[i : i + 1]) for i in range(pairs)]  # one by one: a pair takes 49 MB at 720p
     errors, known = torch.stack([error for error, _ in found]), torch.stack([count for _, count in found])
     motions = torch.stack([torch.hypot(flow[0], flow[1]).mean() for flow in flows.float()])
-    reached = known > 0
     return MAWE(
         errors=errors,
         motions=motions,
         known=known,
         mean_of_ratios=float((errors / (COEFFICIENT * motions)).mean()),
-        ratio_of_means=float(errors[reached].mean() / (COEFFICIENT * motions[reached].mean())),
+        ratio_of_means=float(errors.mean() / (COEFFICIENT * motions.mean())),
     )
 
 
