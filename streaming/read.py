@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from streaming.decode import decoded
 from streaming.errors import UserError
 from streaming.types import Frames
 
@@ -38,7 +39,8 @@ class Video:
 def read_video(path: Path | str) -> Video:
     """Opens a video; only a few frames are held at a time.
 
-    Raises UserError (while reading, too) if there is no such file, or no video in it, or it is damaged.
+    Raises UserError (while reading, too; after the frames before it) if there is no such file, or no video in it, or
+    it is damaged and the decoder or the container can tell.
     """
     path = Path(path)
     container = _open(path)
@@ -77,14 +79,12 @@ def _open(path: Path) -> "InputContainer":
 
 
 def _images(container: "InputContainer", path: Path, index: int) -> Iterator[Float[Tensor, "3 rows cols"]]:
-    from av import VideoFrame
     from av.error import FFmpegError
 
     count = 0
     with container:
         try:
-            for frame in container.decode(container.streams[index]):
-                assert isinstance(frame, VideoFrame)
+            for frame in decoded(container, index):
                 yield _image(frame)
                 count += 1
         except (FFmpegError, OSError) as error:
@@ -93,7 +93,7 @@ def _images(container: "InputContainer", path: Path, index: int) -> Iterator[Flo
 
 def _damaged(path: Path, count: int, reason: str) -> str:
     if not count:
-        return f"{path} is no video that can be read ({reason}): give an mp4, mov or webm"
+        return f"{path} is damaged from its first frames on, or no video ({reason}): give an intact mp4, mov or webm"
     return f"{path} is damaged after frame {count} ({reason}): cut it there or give an intact copy"
 
 
@@ -105,14 +105,18 @@ def _image(frame: "VideoFrame") -> Float[Tensor, "3 rows cols"]:
 
 def _pieces(path: Path, first: Tensor, images: Iterator[Tensor]) -> Iterator[Frames]:
     piece = [first]
-    for count, image in enumerate(images, start=1):
-        if image.shape != first.shape:
-            sizes = " to ".join(f"{shown.shape[-1]}x{shown.shape[-2]}" for shown in (first, image))
-            raise UserError(f"{path} changes its size from {sizes} after frame {count}: cut it there")
-        if len(piece) == PIECE:
-            yield torch.stack(piece)[None]
-            piece = []
-        piece.append(image)
+    try:
+        for count, image in enumerate(images, start=1):
+            if image.shape != first.shape:
+                sizes = " to ".join(f"{shown.shape[-1]}x{shown.shape[-2]}" for shown in (first, image))
+                raise UserError(f"{path} changes its size from {sizes} after frame {count}: cut it there")
+            if len(piece) == PIECE:
+                yield torch.stack(piece)[None]
+                piece = []
+            piece.append(image)
+    except UserError:  # who needs no more than the frames before the damage gets them
+        yield torch.stack(piece)[None]
+        raise
     yield torch.stack(piece)[None]
 
 

@@ -607,6 +607,33 @@ def test_a_video_whose_prompts_change_is_named_after_all_of_them(good: Path, cap
     assert f"{told}measure no dimension that reads prompts\n" in capfd.readouterr().err
 
 
+def test_a_prompt_is_exported_as_it_is(good: Path) -> None:
+    names = ("dots", "whole", "upper", "lower", "two")
+    for name in names:
+        Path(f"{name}.mp4").write_bytes(good.read_bytes())
+    said = {"dots": "...", "whole": "A ball rolls.", "upper": "A Cat", "lower": "a cat", "two": {"0": "...", "8": "b."}}
+    Path("p.json").write_text(json.dumps(said))
+    files = [f"{name}.mp4" for name in names]
+    assert run("evaluate", *files, "--prompts", "p.json", "--export-vbench", "vbench", *QUICK) == 0
+    told = json.loads(Path("vbench/prompts.json").read_text())
+    assert list(told.values()) == ["...", "A ball rolls.", "A Cat", "a cat", "..., then b."]
+    assert [name for name in told if "cat" in name.lower()] == ["A Cat-0.mp4", "a cat-1.mp4"]
+    assert len({name.lower() for name in told}) == 5
+
+
+def test_sides_that_become_even_are_told(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with av.open("odd.mkv", "w") as container:
+        stream = container.add_stream("ffv1", rate=8, width=47, height=33, pix_fmt="yuv444p")
+        for image in (clip(6, 33, 47)[0] * 255).byte().permute(0, 2, 3, 1).contiguous().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert run("evaluate", "odd.mkv", good, "--export-vbench", "vbench", *QUICK) == 0
+    told = "warning: odd.mkv is exported as 48x34, not 47x33: H.264 wants even sides, so the last column or row is "
+    assert capfd.readouterr().err.count(told) == 1
+    video = read_video("vbench/videos/odd-0.mp4")
+    assert (video.width, video.height) == (48, 34)
+
+
 def test_other_folders_are_not_touched(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("dear")
@@ -687,6 +714,25 @@ def test_a_folder_stands_for_its_videos(tmp_path: Path, capfd: pytest.CaptureFix
     (folder / "notes.txt").write_text("x")
     assert run("evaluate", folder) == 2
     assert re.match(r"error: .*none holds no video \(\.mp4, .*\): name the files\n", capfd.readouterr().err)
+
+
+def test_what_a_folder_holds_besides_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    save(folder / "a.mp4", clip(5))
+    for name in ("b.ts", "c.flv", "d.xyz", "bare", "notes.txt", "A.PNG", "z.mp4.checkpoint", ".hidden"):
+        (folder / name).write_bytes(b"x")
+    (folder / "more.ts").mkdir()
+    assert run("evaluate", folder, "--output", tmp_path / "out", *QUICK) == 0
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert line == (
+        f"warning: {folder}: b.ts, bare, c.flv, d.xyz left out, as in a folder only .mp4, .m4v, .mov, .mkv, .webm, "
+        ".avi, .gif count as videos: name them if they are"
+    )
+    for index in range(9):
+        (folder / f"{index}.ts").write_bytes(b"x")
+    assert run("evaluate", folder, "--output", tmp_path / "out", "--overwrite", *QUICK) == 0
+    assert ": 0.ts, 1.ts, 2.ts, 3.ts, 4.ts and 8 more left out, as in a folder" in capfd.readouterr().err
 
 
 def test_missing_packages_are_told_before_the_work(

@@ -45,11 +45,12 @@ WAYS: dict[str, dict[str, Any]] = {
 def write(
     path: Path, *, codec: str = "libx264", pixels: str = "yuv420p", frames: int = 20, start: int = 0,
     steps: tuple[int, ...] = (), sound: str = "", options: dict[str, str] | None = None,
+    more: dict[str, str] | None = None,
 ) -> Path:  # fmt: skip
-    """A moving picture at 8 frames/s (or with those steps, ms); sound lasts 1.5 s longer."""
+    """A moving picture at 8 frames/s (or with those steps, ms); sound lasts 1.5 s longer. more: for the encoder."""
     base = Fraction(1, 1000) if steps else Fraction(1, 8)
     with av.open(str(path), "w", options=options or {}) as container:
-        stream: Any = container.add_stream(codec, rate=8)
+        stream: Any = container.add_stream(codec, rate=8, options=more or {})
         stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
         stream.codec_context.time_base, stream.codec_context.gop_size = base, 6
         heard = container.add_stream(sound, rate=48000) if sound else None

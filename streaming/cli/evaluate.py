@@ -99,7 +99,10 @@ def evaluate(
         settle=settle, device=place,
     )  # fmt: skip
     equip.check(wanted)
-    asked, unused = files.ask(files.expand(videos), prompts, borders)
+    paths = files.expand(videos)
+    for line in files.skipped(videos):
+        note(f"warning: {line}")
+    asked, unused = files.ask(paths, prompts, borders)
     if export_vbench is not None:
         vbench.check(export_vbench)
         one, other = output.resolve(), export_vbench.resolve()

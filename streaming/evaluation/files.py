@@ -13,6 +13,13 @@ from streaming.prompts import PromptSchedule
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
 """Of the files that count as videos in a folder; a file that is named may end in anything."""
+OTHERS = (
+    ".txt", ".md", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".html", ".log", ".png", ".jpg", ".jpeg",
+    ".webp", ".bmp", ".svg", ".pdf", ".wav", ".mp3", ".flac", ".ogg", ".m4a", ".aac", ".srt", ".vtt", ".py", ".sh",
+    ".zip", ".gz", ".tar", ".pt", ".npz", ".npy", ".safetensors", ".checkpoint",
+)  # fmt: skip
+"""Of files that are no videos: nothing is said of them. Of all others in a folder it is said that they are left out."""
+_TOLD = 5  # names in one line
 
 
 @final
@@ -63,6 +70,26 @@ def expand(given: Sequence[Path]) -> list[Path]:
             raise UserError(f"{path} is named twice: name every video once")
         seen.add(path.absolute())
     return found
+
+
+def skipped(given: Sequence[Path]) -> list[str]:
+    """A line for each folder with files that may be videos, but are not taken as such."""
+    lines = []
+    for folder in given:
+        if not os.path.isdir(folder):
+            continue
+        inside = sorted(
+            each.name
+            for each in folder.iterdir()
+            if each.suffix.lower() not in (*SUFFIXES, *OTHERS) and not each.name.startswith(".") and each.is_file()
+        )
+        if inside:
+            more = f" and {len(inside) - _TOLD} more" if len(inside) > _TOLD else ""
+            lines.append(
+                f"{folder}: {', '.join(inside[:_TOLD])}{more} left out, as in a folder only {', '.join(SUFFIXES)} "
+                "count as videos: name them if they are"
+            )
+    return lines
 
 
 def ask(

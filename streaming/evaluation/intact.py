@@ -5,16 +5,20 @@ were whole. Where the container declares sizes of its parts, the bytes tell it e
 """
 
 from collections.abc import Callable
+from mmap import mmap
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from streaming.errors import UserError
 from streaming.evaluation.timing import Timing
 
+Readable: TypeAlias = BinaryIO | mmap
+"""A file that is read from some place on."""
 SLACK = 0.1
 """Seconds by which a declared duration may be too long, at least: containers round, and guess the last frame's."""
 
-_SEGMENT = 0x18538067
+SEGMENT, CLUSTER = 0x18538067, 0x1F43B675
+"""Elements of mkv and webm: all of it, and some frames."""
 _UNFINISHED = 0xFFFFFFF0
 _KNOWN_BOXES = {b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"styp", b"sidx", b"pnot"}
 
@@ -92,17 +96,17 @@ def _matroska(file: BinaryIO, size: int) -> int:
     """
     place = 0
     while place < size:
-        name, name_length = _number(file, place, keep=True)
-        length, length_length = _number(file, place + name_length, keep=False)
+        name, name_length = number(file, place, keep=True)
+        length, length_length = number(file, place + name_length, keep=False)
         if not name_length or not length_length:
             return size
         place += name_length + length_length + (length or 0)
-        if name == _SEGMENT and length is not None:
+        if name == SEGMENT and length is not None:
             return place
     return place
 
 
-def _number(file: BinaryIO, place: int, *, keep: bool) -> tuple[int | None, int]:
+def number(file: Readable, place: int, *, keep: bool) -> tuple[int | None, int]:
     """A number of EBML and its bytes; None for "unknown", 0 bytes for what is none. keep: with its length marker."""
     file.seek(place)
     head = file.read(8)
@@ -119,29 +123,37 @@ def _number(file: BinaryIO, place: int, *, keep: bool) -> tuple[int | None, int]
 
 
 def _gif(file: BinaryIO, size: int) -> int:
-    """Of gif: blocks up to the trailer, without which at least that byte is missing."""
+    end, known = gif_end(file, size)
+    return end if known else size
+
+
+def gif_end(file: Readable, size: int) -> tuple[int, bool]:
+    """Of gif: the end of its blocks (without the trailer, at least that byte is missing), and True.
+
+    If one is met that there is not: where it begins, and False.
+    """
     file.seek(10)
     flags = file.read(3)
     if len(flags) < 3:
-        return size + 1
+        return size + 1, True
     file.seek(13 + _colours(flags[0]))
     while kind := file.read(1):
         if kind == b";":
-            return file.tell()
+            return file.tell(), True
         if kind == b"!":
             file.read(1)
         elif kind == b",":
             head = file.read(9)
             if len(head) < 9:
-                return size + 1
+                return size + 1, True
             file.seek(_colours(head[8]) + 1, 1)
-        elif kind != b"\0":  # not a gif as we know it: nothing is said
-            return size
+        elif kind != b"\0":
+            return file.tell() - 1, False
         while length := file.read(1):
             if length == b"\0":
                 break
             file.seek(length[0], 1)
-    return size + 1
+    return size + 1, True
 
 
 def _colours(flags: int) -> int:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1120px; margin: 2rem auto;
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1280px; margin: 2rem auto;
   padding: 0 1.2rem; }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; overflow-wrap: anywhere; }
 h2, h1 { border-bottom: 1px solid #ddd; padding-bottom: .3rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
-th, td { padding: .25rem .5rem; border-bottom: 1px solid #e6e6e6; text-align: left; vertical-align: top; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 12.5px; }
+th, td { padding: .25rem .4rem; border-bottom: 1px solid #e6e6e6; text-align: left; vertical-align: top; }
 th { background: #f6f6f6; vertical-align: bottom; } td:first-child { white-space: nowrap; }
 td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 tr.mean td { font-weight: 600; border-top: 2px solid #999; }

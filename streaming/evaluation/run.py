@@ -15,6 +15,7 @@ from streaming.evaluation.equip import Equipment
 from streaming.evaluation.files import Asked, Failed
 from streaming.evaluation.intact import check_whole
 from streaming.evaluation.pictures import Gatherer, Picture
+from streaming.evaluation.structure import check_structure
 from streaming.evaluation.timing import Timing, timing
 from streaming.metrics.borders import Borders
 from streaming.metrics.contract import Meter, Metric, Need, Number, Tools
@@ -109,11 +110,13 @@ def refused(asked: Asked, times: Timing) -> Failed | None:
 
 
 def check_before(asked: Asked, times: Timing) -> None:
-    """Raises UserError for a file that is empty, cut off or no video, for a picture, and for prompts behind the end."""
+    """Raises UserError for a file that is empty, cut off, damaged as far as its container tells, or no video; for
+    a picture; and for prompts behind the end."""
     if os.path.isfile(asked.path):
         if not asked.path.stat().st_size:
             raise UserError("is empty: give an intact copy")
         check_whole(asked.path, times)
+        check_structure(asked.path)
     if not times.frames:
         read_video(asked.path)  # tells what is wrong
     else:  # some containers hold packets without a frame, so there may be fewer frames yet

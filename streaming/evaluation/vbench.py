@@ -2,7 +2,7 @@
 
     DIR/videos/PROMPT-0.mp4      the videos, named after their prompts and numbered from 0 for each
     DIR/prompts.json             each file's whole prompt: what --prompt_file of mode custom_input takes
-    DIR/VBench_full_info.json    prompts and dimensions: what --full_json_dir takes, with mode long_vbench_standard
+    DIR/VBench_full_info.json    prompts and dimensions: what --full_json_dir takes, with mode long_custom_input
 
 Nothing but videos may lie among the videos (the programs take any file's suffix for that of all). They make clips of 2
 seconds themselves, in DIR/videos/split_clip; clips are only as comparable as published ones are if nobody made them
@@ -16,6 +16,7 @@ dimensions reads prompts, so the name changes no score.
 import json
 import re
 import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -91,13 +92,17 @@ def _is_ours(folder: Path) -> bool:
 
 
 def named(evaluated: Sequence[Evaluated]) -> list[str]:
-    """File names without suffix: PROMPT-0, PROMPT-1 ... for each prompt."""
+    """File names without suffix: PROMPT-0, PROMPT-1 ... for each prompt.
+
+    Prompts that differ in the case of letters only are numbered together, as many file systems don't tell them apart.
+    """
     counts: Counter[str] = Counter()
     found = []
     for each in evaluated:
         prompt = file_name(_prompt(each))
-        found.append(f"{prompt}-{counts[prompt]}")
-        counts[prompt] += 1
+        alike = unicodedata.normalize("NFC", prompt).casefold()
+        found.append(f"{prompt}-{counts[alike]}")
+        counts[alike] += 1
     return found
 
 
@@ -115,12 +120,13 @@ def _prompt(each: Evaluated) -> str:
     """What it should show; of prompts that change all, without any the file's name."""
     if each.prompts is None:
         return Path(each.file).stem
-    return THEN.join(text.strip().rstrip(".") for _, text in each.prompts.entries)
+    texts = [text.strip() for _, text in each.prompts.entries]
+    return THEN.join([*(text.rstrip(". ") or text for text in texts[:-1]), texts[-1]])
 
 
 def _place(source: Path, target: Path) -> None:
     """The file as it is; another container than mp4 is decoded, and encoded again."""
-    if source.suffix.lower() == ".mp4":
+    if _is_copied(source):
         shutil.copyfile(source, target)
         return
     video = read_video(source)
@@ -129,8 +135,18 @@ def _place(source: Path, target: Path) -> None:
             writer.write(piece)
 
 
+def _is_copied(source: Path) -> bool:
+    return source.suffix.lower() == ".mp4"
+
+
 def _doubts(each: Evaluated) -> Iterator[str]:
     results = each.results
+    rows, cols = results.shown
+    if not _is_copied(Path(each.file)) and (rows % 2 or cols % 2):
+        yield (
+            f"{each.file} is exported as {cols + cols % 2}x{rows + rows % 2}, not {cols}x{rows}: H.264 wants even "
+            "sides, so the last column or row is there twice"
+        )
     if each.prompts is not None and len(each.prompts.entries) > 1:
         yield (
             f"{each.file} has prompts that change, and VBench knows one a file: it is named after all of them, "
