@@ -178,10 +178,12 @@ def cam_with_injection(model: Model, weights: Path | None) -> Injection:
 def cam_with_frame_mask(model: Model, weights: Path | None) -> FrameMask:
     """Entry point `cam+frame-mask`: CAM, with the overlap given to the base model besides, as clean frames and a mask.
 
-    Raises UserError for a model that takes no given frames, and as `cam` does.
+    Without `weights` it is the CAM in the folder `cam+frame-mask`, which was trained so, if there is one beside the
+    model's parts, else the plain `cam`. Raises UserError for a model that takes no given frames, and as `cam` does.
     """
     check_takes_given_frames(model, instead="cam+inject")
-    return FrameMask(cam(model, weights))
+    own = None if model.directory is None else model.directory / "cam+frame-mask"
+    return FrameMask(cam(model, own if weights is None and own is not None and own.is_dir() else weights))
 
 
 def _reading(merger: nn.Module, memory: Features) -> Delta:

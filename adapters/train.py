@@ -130,7 +130,7 @@ def train_cam(options: TrainOptions) -> Result:
 
 
 def train_cam_with_frame_mask(options: TrainOptions) -> Result:
-    """Train CAM into `work/cam` with the overlap given to the base model besides, for the memory `cam+frame-mask`.
+    """Train CAM into `work/cam+frame-mask`, the overlap being given to the base model besides.
 
     Raises UserError for a base model that takes no given frames.
     """
@@ -145,7 +145,7 @@ def train_cam_with_frame_mask(options: TrainOptions) -> Result:
         None,
         recipe,
         options,
-        lambda: short.save(options.work / "cam"),
+        lambda: short.save(options.work / "cam+frame-mask"),
         like="cam",
     )
 

@@ -119,7 +119,7 @@ def _measure(job: Job, video: np.ndarray) -> dict[str, object]:
 
 
 def measured(jobs: Iterable[Job], workers: int) -> Iterator[dict[str, object]]:
-    """What `measure` finds, in order; with several workers while the next videos are made."""
+    """What `measure` finds, in order; side by side with several workers."""
     if workers <= 1:
         yield from map(measure, jobs)
         return

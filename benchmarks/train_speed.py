@@ -50,7 +50,7 @@ def main(
         raise typer.BadParameter(f"{model}: choose {' or '.join(MODELS)}", param_hint="--model")
     objective, noised = MODELS[model](toy)
     source = partial(_batches, noised, batch)
-    work = _work(objective, next(source(0, 0, 1, torch.device("cpu"))), batch)
+    work = _work(objective, next(source(0, 0, 1, torch.device("cpu"))))
     ceiling = matmul_ceiling(where, torch.bfloat16 if where.type == "cuda" else torch.float32, 512 if toy else 8192)
     print(f"{device_name(where)}, matrix product {ceiling:.0f} TFLOP/s; {1e3 * work:.2f} GFLOP a clip, forward")
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +120,7 @@ def _opensora(toy: bool) -> tuple[nn.Module, Noised]:
 MODELS = {"modelscope": _modelscope, "opensora": _opensora}
 
 
-def _work(objective: nn.Module, batch: dict[str, Tensor], count: int) -> float:
+def _work(objective: nn.Module, batch: dict[str, Tensor]) -> float:
     """TFLOP of a clip's forward pass."""
     two = {name: value[:2] for name, value in batch.items()}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -5,9 +5,11 @@ not Intel's; convolutions are oneDNN's, which uses all of it. A linear layer is 
 sums, twice as fast there. Differences are of float rounding.
 """
 
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -16,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-LEAST = 256
-"""Rows from which on a convolution is worth its set-up."""
+LEAST = 4_000_000
+"""Multiplications from which on a convolution is worth its set-up (one AMD core: equal at 3 million, 1.2 times as fast
+here, 2.2 times as fast with 100 million)."""
 
 
 @final
@@ -42,7 +45,8 @@ def linear(
 ) -> Float[Tensor, "*rows outputs"]:
     """As `torch.nn.functional.linear`."""
     rows = input.numel() // max(1, input.shape[-1])
-    if rows < LEAST or input.dtype != torch.float32 or weight.dtype != torch.float32 or torch.is_grad_enabled():
+    floats = input.dtype == weight.dtype == torch.float32
+    if rows * weight.numel() < LEAST or not floats or torch.is_grad_enabled():
         return functional.linear(input, weight, bias)
     # One picture of one row; its channels lie side by side already, so nothing is copied.
     picture = input.reshape(1, 1, rows, -1).permute(0, 3, 1, 2)
@@ -59,5 +63,12 @@ def fast_products(device: torch.device) -> AbstractContextManager[object]:
 
 @cache
 def worthwhile() -> bool:
-    """Whether this processor has vectors that MKL may leave idle, and this torch the other library."""
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    """Whether this processor has vectors that MKL leaves idle (AMD's, under Linux), and this torch the other library."""
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.backends.mkldnn.is_available() and wide and "AuthenticAMD" in _processor()
+
+
+def _processor() -> str:
+    """What the system says of the first processor; nothing where it cannot be asked cheaply."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text().partition("\n\n")[0] if platform.system() == "Linux" and path.is_file() else ""

@@ -50,5 +50,6 @@ def attention(
 
 
 def is_short(queries: Float[Tensor, "batch heads read depth"], keys: Float[Tensor, "batch heads tokens depth"]) -> bool:
-    """Whether a program holds a head of a sequence at once: the product of both lengths counts, and the depth."""
-    return max(queries.shape[2], keys.shape[2]) <= LONGEST and queries.shape[3] <= WIDEST
+    """Whether a program holds a head of a sequence at once, in a type that tensor cores know."""
+    small = max(queries.shape[2], keys.shape[2]) <= LONGEST and queries.shape[3] <= WIDEST
+    return small and queries.dtype in (torch.float32, torch.float16, torch.bfloat16)

@@ -1,5 +1,6 @@
 """Given frames by a mask: which frames, which values, whose rows; then the loop, with and without CAM."""
 
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import streaming
-from adapters.cam import CAM, new_cam
+from adapters.cam import CAM, cam_with_frame_mask, new_cam
 from backends.toy_dit import ToyDiTBackend
 from backends.toy_unet import ToyUNetBackend
 from streaming.backbone import Call, Guided, NoiseLevel
@@ -225,6 +226,17 @@ def test_cam_sees_clean_frames_and_the_mask(weights: Path) -> None:
     for call in calls:
         known = first.checkpoint.tail.latents.expand(2, -1, -1, -1, -1)
         assert torch.equal(call.latents, known) and not call.mask.any()
+
+
+def test_a_cam_that_was_trained_with_the_mask_is_preferred(weights: Path, tmp_path: Path) -> None:
+    kit = parts("cam+frame-mask", weights)
+    base = replace(model(), directory=tmp_path)
+    with pytest.raises(UserError, match="no trained cam"):
+        cam_with_frame_mask(base, None)
+    shutil.copytree(weights, tmp_path / "cam+frame-mask")
+    found = cam_with_frame_mask(base, None).inner.state_dict()
+    for name, value in kit.short.inner.state_dict().items():
+        assert torch.equal(found[name], value)
 
 
 def test_frame_mask_and_cam_are_independent_switches(weights: Path) -> None:

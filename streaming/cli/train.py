@@ -19,7 +19,8 @@ def train(
     part: Annotated[
         str,
         typer.Argument(
-            help="What to train: vae, clip, judge, base, enhancer, cam, apm, conc-cond, add-cond, append or a plugin's."
+            help="What to train: vae, clip, judge, base, enhancer, memories, cam, apm, conc-cond, add-cond, append, "
+            "cam+frame-mask or a plugin's."
         ),
     ],
     work: Annotated[Path, typer.Option(help="Model directory that grows part by part; training resumes from it.")],
@@ -55,7 +56,7 @@ def train(
     if part not in found:
         raise UserError(f'no trainer is called "{part}"; there are: {", ".join(sorted(found))}')
     if image_encoder is not None and part in BLIND:
-        raise UserError(f"{part} sees no anchor frame: leave --image-encoder out, it is for apm and memories")
+        raise UserError(f"{part} sees no anchor frame: leave --image-encoder out, it is for apm, append and memories")
     _check_work(part, work)
     options = TrainOptions(
         work=work, steps=steps, minutes=minutes, within=within, batch=batch, compile=compile,
