@@ -63,7 +63,7 @@ def fast_products(device: torch.device) -> AbstractContextManager[object]:
 
 @cache
 def worthwhile() -> bool:
-    """Whether this processor has vectors that MKL leaves idle (AMD's, under Linux), and this torch the other library."""
+    """Whether this processor has vectors that MKL leaves idle (AMD, under Linux), and this torch the other library."""
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return torch.backends.mkldnn.is_available() and wide and "AuthenticAMD" in _processor()
 
