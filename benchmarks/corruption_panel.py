@@ -1,12 +1,16 @@
 """`python -m benchmarks.corruption_panel`: which metric notices which corruption, and what the verdict says.
 
+With `--encoded` each video goes through an mp4 first, as the videos do that `streamingt2v evaluate` is given.
+
 Markdown. A metric notices a corruption of a clip if it rates the corrupted video worse than the original, by 5 % or
 more (absent and infinite numbers are worst). The verdict has to rank it lower; without a verdict it is not noticed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import inf
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, TypeAlias
 
 import typer
@@ -18,10 +22,14 @@ from streaming.errors import UserError
 from streaming.keys import Key
 from streaming.metrics import DIS, How, Results, badness, evaluate_stream, standard
 from streaming.metrics.verdict import verdict
+from streaming.read import read_video
+from streaming.video import VideoWriter
 
 Rated: TypeAlias = Mapping[str, Results]
 """A clip's results: of the original and of each corruption."""
 ORIGINAL = "original"
+CRF = 18
+"""Quality that `VideoWriter` has if none is told."""
 PART = 0.05
 """Of the original's value: by how much a metric must rate the corrupted video worse, so that no rounding counts."""
 
@@ -33,6 +41,9 @@ def main(
     frames: Annotated[int, typer.Option(help="Frames of a procedural clip; real ones have twice as many")] = 60,
     size: Annotated[int, typer.Option(help="Side of a procedural frame, pixels; real ones have twice as many")] = 64,
     real: Annotated[bool, typer.Option(help="Whether real clips are used")] = True,
+    encoded: Annotated[bool, typer.Option(help="Through an mp4 file, as written by this project")] = False,
+    crf: Annotated[int, typer.Option(help="Quality of that file, x264's")] = CRF,
+    evaluated: Annotated[int, typer.Option(help="Side that frames are resized to first; 0: as they are")] = 0,
 ) -> None:
     """Prints the table of metrics and corruptions, how narrowly the verdict passes, then every clip's badness."""
     clips = dict(procedural(scenes, seed, frames, size))
@@ -41,7 +52,9 @@ def main(
             clips |= {name: load(path, frames=2 * frames, size=2 * size) for name, path in real_clips(folder).items()}
         except UserError as error:
             print(f"No real clips: {error}\n")
-    rated = {name: rate(video, Key(seed).fold(name)) for name, video in clips.items()}
+    how = How(flow=DIS(), size=(evaluated, evaluated) if evaluated else None)
+    through = crf if encoded else None
+    rated = {name: rate(video, Key(seed).fold(name), how=how, crf=through) for name, video in clips.items()}
     print("\n".join([*noticed(rated), "", *margins(rated), "", *summary(rated), "", *verdicts(rated)]))
 
 
@@ -54,13 +67,22 @@ def procedural(count: int, seed: int, frames: int, size: int) -> Iterator[tuple[
         yield canonical_captions(scene)[0], render(scene, frames=frames, size=size)[0]
 
 
-def rate(video: Video, key: Key) -> Rated:
-    """Results of a clip and of its corruptions, by the standard metrics with DIS flow."""
-    how = How(flow=DIS())
+def rate(video: Video, key: Key, *, how: How | None = None, crf: int | None = None) -> Rated:
+    """Results of a clip and of its corruptions, by the standard metrics with DIS flow; crf: of the files between."""
+    how = replace(how or How(), flow=DIS())
     ways: Mapping[str, Corruption] = {ORIGINAL: _as_it_is, **CORRUPTIONS, **NOISY, **SUBTLE}
-    return {
-        name: evaluate_stream([spoil(video, key.fold(name))[None]], standard(how), how) for name, spoil in ways.items()
-    }
+    return {name: _measure(spoil(video, key.fold(name)), how, crf) for name, spoil in ways.items()}
+
+
+def _measure(video: Video, how: How, crf: int | None) -> Results:
+    if crf is None:
+        return evaluate_stream([video[None]], standard(how), how)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        with VideoWriter(path, fps=8.0, height=video.shape[-2], width=video.shape[-1], crf=crf) as writer:
+            for piece in video.split(8):  # a chunk at a time, as videos are made
+                writer.write(piece[None])
+        return evaluate_stream(read_video(path).pieces, standard(how), how)
 
 
 def _as_it_is(video: Video, key: Key) -> Video:

@@ -106,6 +106,11 @@ def colour_drift(video: Video, key: Key) -> Video:
     return spoilt.round().clamp(0, 255).to(torch.uint8)
 
 
+def stagnation_noise(video: Video, key: Key) -> Video:
+    """The first 16 frames, then the last of them with fresh noise in every frame, as little as on the frozen video."""
+    return torch.cat((video[:OPENING], _noisy(stagnation(video, key)[OPENING:], key, NOISE)))
+
+
 def noise(video: Video, key: Key) -> Video:
     """Fresh noise in every frame."""
     return _noisy(video, key, HEAVY)
@@ -145,8 +150,10 @@ CORRUPTIONS: Mapping[str, Corruption] = MappingProxyType(
 )
 """By name. Each takes a video of 32 frames or more and gives one of the same size."""
 
-NOISY: Mapping[str, Corruption] = MappingProxyType({"noise": noise, "grain on blur": grain_on_blur})
-"""Two more that the verdict must not be fooled by."""
+NOISY: Mapping[str, Corruption] = MappingProxyType(
+    {"noise": noise, "grain on blur": grain_on_blur, "stagnation + noise": stagnation_noise}
+)
+"""Three more that the verdict must not be fooled by."""
 
 SUBTLE: Mapping[str, Corruption] = MappingProxyType({"jump in half": jump_in_half, "jump every 16": jump_every_16})
 """Harder ones. Where one object moves to and fro before a still camera, a jump in time may look like its motion."""

@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.errors import UserError
-from streaming.metrics import BordersAt, Drift, EveryChunk, Flicker, FlowSpread, Motion, SeamRatio, Stillness
+from streaming.keys import Key
+from streaming.metrics import DIS, BordersAt, Drift, EveryChunk, Flicker, FlowSpread, Motion, SeamRatio, Stillness
 from streaming.metrics import looks as look
+from streaming.metrics.results import badness
+from streaming.metrics.running import departure
 from tests.test_metrics_contract import GivenFlow, ShiftFlow, measure, moving, noise
 
 EVERY = EveryChunk(4, 3)
@@ -102,6 +105,56 @@ def test_stillness_scales_with_the_picture(seed, pixels):
     assert one["stagnant"] == four["stagnant"] == (1 if 0.25 < pixels else 0)
 
 
+def grainy(video, most, seed=3):
+    return (video.int() + Key(seed).integers(-most, most + 1, *video.shape)).clamp(0, 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_faint_noise_is_no_motion(most):
+    """DIS sees motion in it: noise comes and goes where it is, what moves adds up."""
+    video = moving(30, 64, 64, step=1)
+    stagnating = torch.cat([video[:15], video[14:15].expand(15, -1, -1, -1)])
+    still, noisy = (measure(each, Motion(), flow=DIS())["stagnant"] for each in (stagnating, grainy(stagnating, most)))
+    assert still == 15 / 29 and still - 4 / 29 <= noisy <= still  # up to as many frames later as are looked back at
+    assert measure(grainy(video, most), Motion(), flow=DIS())["stagnant"] == 0
+
+
+def naive_still(video, change, reach, cells, most, faint):
+    """Whether each pair is, by what its cells changed against the frames before; the flow says that all moves."""
+    small = torch.nn.functional.adaptive_avg_pool2d(video.double(), cells)
+    found = []
+    for t in range(1, len(video)):
+        before = range(max(0, t - reach), t)
+        apart = [sorted((small[t] - small[k]).abs().mean(dim=0).flatten().tolist(), reverse=True) for k in before]
+        largest = max(fmean(each[: max(1, round(most * cells * cells))]) for each in apart)
+        difference = float((video[t].double() - video[t - 1].double()).abs().mean())
+        found.append(difference <= 0.1 or (difference <= faint and largest < change * len(before) / reach))
+    return fmean(found)
+
+
+@given(st.integers(0, 99), st.sampled_from([(2.0, 4, 4.0), (1.0, 2, 2.0), (3.0, 1, 9.0)]))
+def test_stillness_equals_plain_loops(seed, limits):
+    change, reach, faint = limits
+    strength = torch.rand(14, 1, 1, 1, generator=Key(seed).generator()) * 8
+    video = (128 + strength * Key(seed).normal(14, 3, 24, 20)).to(torch.uint8)
+    still = Stillness(change=change, reach=reach, cells=8, most=0.1, faint=faint)
+    told = measure(video, Motion(), flow=ShiftFlow(x=2.0), stillness=still)["stagnant"]
+    assert told == pytest.approx(naive_still(video, change, reach, 8, 0.1, faint))
+
+
+def test_a_fine_pattern_that_moves_is_motion():
+    """The means of its cells stay as they are."""
+    stripes = (torch.arange(64) // 2 % 2 * 40 + 100).expand(3, 64, -1).to(torch.uint8)
+    video = torch.stack([stripes.roll(t, dims=2) for t in range(12)])
+    assert measure(video, Motion(), flow=ShiftFlow(x=1.0))["stagnant"] == 0
+
+
+@pytest.mark.parametrize("settings", [{"reach": 0}, {"cells": 0}])
+def test_stillness_needs_frames_and_cells(settings):
+    with pytest.raises(UserError, match=r"stillness over \d+ frames in \d+ cells: give 1 or more of each"):
+        Stillness(**settings)
+
+
 @given(st.integers(0, 99), st.integers(1, 12))
 def test_flicker_equals_plain_loops(seed, frames):
     video = noise(frames, 5, 6, seed)
@@ -133,12 +186,40 @@ def test_seams_equal_plain_loops(seed, frames):
     assert found["seam_border"] == (pytest.approx(fmean(border), rel=1e-5) if border else None)
     ratio = fmean(border) / fmean(inside) if border else None
     assert found["seam_ratio"] == (None if ratio is None else pytest.approx(ratio, rel=1e-5))
+    assert found["seam_departure"] == (None if ratio is None else pytest.approx(abs(math.log(ratio)), abs=1e-5))
 
 
 def test_chunks_that_stand_still_between_jumps_have_infinite_seams():
     video = noise(5).repeat_interleave(8, dim=0)
     found = measure(video, SeamRatio(borders=EveryChunk(8, 8)))
     assert found["seam_ratio"] == math.inf and found["seam_inside"] == 0
+    assert found["seam_departure"] == math.inf
+
+
+def test_a_departure_is_the_same_in_both_directions():
+    assert departure(1.0) == 0 and departure(2.0) == departure(0.5) == pytest.approx(math.log(2))
+    assert departure(0.0) == departure(math.inf) == math.inf and departure(None) is None
+
+
+def seams_rank():
+    """Numbers of a steady pan, of a stutter and of a jump at every join; and what of them ranks videos."""
+    pan = moving(29, 32, 40, step=2)
+    stutter, jump = pan.clone(), pan.clone()
+    for first in range(4, 29, 3):
+        stutter[first] = stutter[first - 1]
+        jump[first:] = jump[first:].roll(3, dims=-1)
+    return [measure(each, SeamRatio(borders=EVERY)) for each in (pan, stutter, jump)]
+
+
+def test_a_stutter_at_every_join_is_no_better_than_none():
+    directions = {name: number.better for name, number in SeamRatio(borders=EVERY).numbers.items()}
+    pan, stutter, jump = seams_rank()
+    assert stutter["seam_ratio"] == 0 < 0.9 < pan["seam_ratio"] < 1.1 < jump["seam_ratio"]
+    ranking = {name: way for name, way in directions.items() if way is not None}
+    assert set(ranking) == {"seam_departure"}
+    for name, way in ranking.items():
+        best, other, another = (badness(each[name], way) for each in (pan, stutter, jump))
+        assert best < another < other
 
 
 def test_looks_equal_plain_loops():

@@ -67,7 +67,21 @@ def test_a_jump_at_a_border_is_measured_in_pixels():
         assert found["object_jump_ratio"] == pytest.approx(
             found["object_jump_border"] / found["object_jump_inside"], rel=1e-6
         )
+        assert found["object_jump_departure"] == pytest.approx(abs(math.log(found["object_jump_ratio"])))
         assert found["object_found"] == 1
+
+
+def test_an_object_that_stands_still_at_borders_is_no_better():
+    scenes = specified_scenes(Key(2).generator(), n=4, action="zigzags", place="moon", colour="red", camera="static")
+    for video in render(scenes, frames=26):
+        stutter = video.clone()
+        stutter[12], stutter[18] = stutter[11], stutter[17]
+        metric = ObjectTrack(borders=BordersAt((12, 18)), colour="red")
+        steady, standing = (measure(each, metric) for each in (video, stutter))
+        assert standing["object_jump_ratio"] < 0.1 and standing["object_jump_departure"] > 2.3
+        assert steady["object_jump_departure"] < 1.5
+    assert metric.numbers["object_jump_ratio"].better is None
+    assert metric.numbers["object_jump_departure"].better == "lower"
 
 
 def test_smooth_videos_do_not_jump_at_borders():

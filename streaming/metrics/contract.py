@@ -83,15 +83,20 @@ class Observation:
         return self.shown[0].numel() < self.frame[0].numel()
 
     @cached_property
-    def detail(self) -> tuple[float, float] | None:
-        """Variance of the Laplacian of the grey levels, and of that at half the size (2x2 means), grey levels².
+    def detail(self) -> tuple[float, ...] | None:
+        """Variance of the Laplacian of the grey levels, and of that at half the size (2x2 means), at a quarter and so
+        on down to sides of 6 pixels, two values at least; grey levels².
 
         At the evaluation's resolution, or at the video's own if that has fewer pixels. None for sides under 6 pixels.
         """
         grey = grey_levels(self.shown if self.coarser else self.frame)
         if min(grey.shape) < 6:  # half of it has no Laplacian
             return None
-        return unevenness(grey), unevenness(functional.avg_pool2d(grey[None], 2)[0])
+        found = [unevenness(grey)]
+        while len(found) < 2 or min(grey.shape) >= 12:
+            grey = functional.avg_pool2d(grey[None], 2)[0]
+            found.append(unevenness(grey))
+        return tuple(found)
 
 
 @final

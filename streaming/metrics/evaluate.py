@@ -81,7 +81,7 @@ def evaluate_stream(pieces: Iterable[Piece], metrics: Sequence[Metric], how: How
 def observe(pieces: Iterable[Piece], how: How, needs: frozenset[Need]) -> Iterator[Observation]:
     """Every frame with what is needed, a few at a time. Raises UserError as `evaluate_stream` does."""
     previous: Tensor | None = None
-    index = 0
+    index, watch = 0, how.stillness.start()
     for shown in _groups(pieces):
         frames = resized(shown, how.size, how.antialias)
         before = frames[:-1] if previous is None else torch.cat((previous[None], frames[:-1]))
@@ -102,7 +102,9 @@ def observe(pieces: Iterable[Piece], how: How, needs: frozenset[Need]) -> Iterat
                 backward=backward[pair] if backward is not None and pair >= 0 else None,
                 embedding=None if embeddings is None else embeddings[i],
             )
-            yield _with_stillness(made, how.stillness)
+            if watch.still(made):
+                object.__setattr__(made, "still", True)  # not a copy: what it has computed of the flow is kept
+            yield made
         previous, index = frames[-1], index + len(frames)
 
 
@@ -130,12 +132,6 @@ def resized(
         return frames
     small = functional.interpolate(frames.float(), size, mode="bilinear", antialias=antialias)
     return small.round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _with_stillness(seen: Observation, stillness: Stillness) -> Observation:
-    if stillness.still(seen):
-        object.__setattr__(seen, "still", True)  # not a copy: what it has computed of the flow is kept
-    return seen
 
 
 def _groups(pieces: Iterable[Piece]) -> Iterator[UInt8[Tensor, "time 3 rows cols"]]:

@@ -7,7 +7,7 @@ from typing import final
 from streaming.metrics.borders import Borders
 from streaming.metrics.contract import Meter, Metric, Number, Observation, Tools, Values
 from streaming.metrics.looks import grey_levels
-from streaming.metrics.running import Curve, Moments, ratio
+from streaming.metrics.running import Curve, Moments, departure, ratio
 
 
 @final
@@ -57,19 +57,25 @@ class _FlickerMeter(Meter):
 @final
 @dataclass(frozen=True, kw_only=True)
 class SeamRatio(Metric):
-    """Mean absolute difference of the frames at a chunk border, by that of neighbours inside chunks; 1: no seam."""
+    """Mean absolute difference of the frames at a chunk border, by that of neighbours inside chunks; 1: no seam.
+
+    More than 1 is a jump at the joins, less a stutter: a frame shown twice. So the ratio ranks nothing, its departure
+    from 1 does.
+    """
 
     borders: Borders
     """Where chunks begin."""
 
     @property
     def numbers(self) -> Mapping[str, Number]:
-        """The ratio and what it is made of. Infinite: only borders change anything."""
+        """Four. The ratio is infinite if only borders change anything, the departure also if no border does."""
         border = Number(meaning="mean absolute difference of the frames at chunk borders", unit="grey levels")
         inside = Number(meaning="mean absolute difference of neighbours inside chunks", unit="grey levels")
         told = "difference at chunk borders by difference inside"
+        off = "distance of the seam ratio from 1, which is no seam: |ln|"
         return {
-            "seam_ratio": Number(meaning=told, better="lower", frozen="absent"),
+            "seam_ratio": Number(meaning=told, frozen="absent"),
+            "seam_departure": Number(meaning=off, better="lower", frozen="absent"),
             "seam_border": border,
             "seam_inside": inside,
         }
@@ -90,4 +96,10 @@ class _SeamMeter(Meter):
 
     def result(self) -> Values:
         border, inside = self._border.mean, self._inside.mean
-        return {"seam_ratio": ratio(border, inside), "seam_border": border, "seam_inside": inside}
+        seam = ratio(border, inside)
+        return {
+            "seam_ratio": seam,
+            "seam_departure": departure(seam),
+            "seam_border": border,
+            "seam_inside": inside,
+        }

@@ -14,11 +14,9 @@ from torch.nn import functional
 from streaming.errors import UserError
 from streaming.metrics.carry import bring_back
 from streaming.metrics.contract import Meter, Metric, Need, Number, Observation, Tools, Values
+from streaming.metrics.detail import LAPLACIAN, Octaves
 from streaming.metrics.looks import LUMA
-from streaming.metrics.running import Moments, ratio
-
-LAPLACIAN = 20
-"""Sum of the squared weights of the Laplacian (four neighbours): what it makes of the variance of white noise."""
+from streaming.metrics.running import Moments
 
 
 @final
@@ -34,8 +32,8 @@ class Grain(Metric):
     cuts hardly count. Noise that stays where it is, or moves along with the picture, is texture and is not seen; nor is
     grain that is much coarser than a pixel.
 
-    `clean_detail` is `fine_detail` with the grain's part of the finest scale taken away, so that grain does not pass
-    for sharpness. Bringing back smoothes one of the two frames, by as much as the flow ends between pixels; so the
+    `clean_detail` is `fine_detail` with the grain's part of the detail taken away, so that grain does not pass for
+    sharpness. Bringing back smoothes one of the two frames, by as much as the flow ends between pixels; so the
     variance is 1 to 2 times as large as told, and `doubt` times it is taken away.
 
     At the evaluation's resolution, or the video's own if that has fewer pixels.
@@ -56,7 +54,7 @@ class Grain(Metric):
     def numbers(self) -> Mapping[str, Number]:
         """Two. None for less than two frames and for sides under 6 pixels."""
         told = "standard deviation of noise that is new in every frame"
-        clean = "variance of the Laplacian, less the grain's, by that at half the size"
+        clean = "variance of the Laplacian, less the grain's, by what the coarser octaves let one expect"
         return {
             "grain": Number(meaning=told, unit="grey levels", better="lower", frozen="absent"),
             "clean_detail": Number(meaning=clean, better="higher", frozen="absent"),
@@ -78,13 +76,12 @@ class _Meter(Meter):
 
     def __init__(self, metric: Grain) -> None:
         self._metric = metric
-        self._noise, self._grey, self._fine, self._coarse = Moments(), Moments(), Moments(), Moments()
+        self._noise, self._grey, self._octaves = Moments(), Moments(), Octaves()
         self._last: UInt8[Tensor, "3 shown_rows shown_cols"] | None = None
 
     def add(self, seen: Observation) -> None:
         if seen.detail is not None:
-            self._fine.add(seen.detail[0])
-            self._coarse.add(seen.detail[1])
+            self._octaves.add(seen.detail)
             if seen.flow is not None:
                 colours, grey = deviations(self._residual(seen, seen.flow), self._metric.quantile)
                 self._noise.add(log1p(colours))
@@ -102,11 +99,11 @@ class _Meter(Meter):
         return bring_back(seen.shown.float(), shrunk * scale)[0] - self._last.float()
 
     def result(self) -> Values:
-        noise, grey, fine = self._noise.mean, self._grey.mean, self._fine.mean
-        if noise is None or grey is None or fine is None:
+        noise, grey = self._noise.mean, self._grey.mean
+        if noise is None or grey is None:
             return {"grain": None, "clean_detail": None}
-        left = max(0.0, fine - self._metric.doubt * LAPLACIAN * expm1(grey) ** 2)
-        return {"grain": expm1(noise), "clean_detail": ratio(left, self._coarse.mean)}
+        clean = self._octaves.sharpness(self._metric.doubt * expm1(grey) ** 2)
+        return {"grain": expm1(noise), "clean_detail": clean}
 
 
 def deviations(residual: Float[Tensor, "3 rows cols"], quantile: float) -> tuple[float, float]:

@@ -13,6 +13,13 @@ def ratio(over: float | int | None, under: float | int | None) -> float | None:
     return math.inf if under == 0 else over / under
 
 
+def departure(ratio: float | None) -> float | None:
+    """How far a ratio that should be 1 is from it, in either direction: |ln ratio|; infinite for 0 and infinity."""
+    if ratio is None:
+        return None
+    return abs(math.log(ratio)) if 0 < ratio < math.inf else math.inf
+
+
 def check_share(share: float) -> None:
     """Raises UserError for a share of a video, at its start and at its end, that is more than half of it, or none."""
     if not 0 < share <= 0.5:

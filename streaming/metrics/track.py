@@ -13,7 +13,7 @@ from torch.nn import functional
 from streaming.errors import UserError
 from streaming.metrics.borders import Borders
 from streaming.metrics.contract import Meter, Metric, Number, Observation, Tools, Values
-from streaming.metrics.running import Curve, Moments, check_share, ratio
+from streaming.metrics.running import Curve, Moments, check_share, departure, ratio
 from streaming.metrics.track_find import Colour, Found, find
 
 COLOURS: Mapping[str, Colour] = MappingProxyType(
@@ -55,14 +55,15 @@ class ObjectTrack(Metric):
 
     @property
     def numbers(self) -> Mapping[str, Number]:
-        """Seven, in pixels of the video."""
+        """Eight, in pixels of the video."""
         at = "mean way of the object from frame to frame"
         return {
             "object_found": Number(meaning="share of the frames in which the object is found", better="higher"),
             "object_jump_border": Number(meaning=f"{at}, at chunk borders", unit="pixels"),
             "object_jump_inside": Number(meaning=f"{at}, inside chunks", unit="pixels"),
-            "object_jump_ratio": Number(
-                meaning="the object's way at chunk borders by that inside", better="lower", frozen="absent"
+            "object_jump_ratio": Number(meaning="the object's way at chunk borders by that inside", frozen="absent"),
+            "object_jump_departure": Number(
+                meaning="distance of the ratio of the object's ways from 1: |ln|", better="lower", frozen="absent"
             ),
             "object_size": Number(meaning="diameter of a disc as large as what has the object's colour", unit="pixels"),
             "object_size_drift": Number(
@@ -129,11 +130,13 @@ class _Meter(Meter):
         share = self._metric.share
         sizes, colours = self._size.ends(share), [curve.ends(share) for curve in self._colour]
         drift = [ends[1] - ends[0] for ends in colours if ends is not None]
+        jump = ratio(self._border.mean, self._inside.mean)
         return {
             "object_found": ratio(self._size.count, self._frames),
             "object_jump_border": self._border.mean,
             "object_jump_inside": self._inside.mean,
-            "object_jump_ratio": ratio(self._border.mean, self._inside.mean),
+            "object_jump_ratio": jump,
+            "object_jump_departure": departure(jump),
             "object_size": self._size.mean(),
             "object_size_drift": None if sizes is None else abs(sizes[1] - sizes[0]) / sizes[0],
             "object_colour_drift": math.hypot(*drift) if drift else None,

@@ -70,7 +70,7 @@ ASPECTS: Mapping[str, Aspect] = MappingProxyType(
         ),
         "sharpness": Aspect(
             number="clean_detail", fine=0.5, bad=0.2, weight=2.0,
-            reason="it is blurred: its finest scale, without grain, has {value:.2f} of the detail of the next one",
+            reason="it is blurred: without grain it has {value:.2f} of the detail that coarser scales let expect",
         ),
         "noise": Aspect(
             number="grain", fine=1.5, bad=6.0, weight=2.0,
