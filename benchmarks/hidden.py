@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from backends.embedded.clip_judge import PLAIN_WORD
 from backends.embedded.pool import FPS
 from backends.world import HIDDEN_ATTRIBUTES, Scenes, render, sample_scenes
 from benchmarks.intervals import Estimate, share
@@ -57,7 +58,7 @@ def kept(first: Told, last: Told, referee: Referee) -> dict[str, Kept]:
 
 def has_pattern(told: Told, referee: Referee) -> Bool[Tensor, "prompts seeds"]:
     """Where the object is not plain."""
-    return told["pattern"] != referee.words("pattern").index("plain")
+    return told["pattern"] != referee.words("pattern").index(PLAIN_WORD)
 
 
 def _agreement(first: Int[Tensor, " videos"], last: Int[Tensor, " videos"]) -> float:

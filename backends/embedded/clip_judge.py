@@ -10,6 +10,7 @@ from torch import Tensor
 
 from backends.embedded import packaged_weights
 from backends.embedded.judge import Judge
+from backends.embedded.train_judge import examination, share_right
 from backends.world import HIDDEN_ATTRIBUTES
 from streaming.ablation.judge import ClipJudge
 from streaming.metrics.described import Plain
@@ -17,8 +18,10 @@ from streaming.metrics.fingerprint import tensors_sha256
 
 AT_ONCE = 64
 """Clips that are judged together."""
-NOTHING = {"pattern": ("plain",)}
-"""Words for an object that has nothing to be kept."""
+EXAMINED = 256
+"""Renders that it is examined on, half of them with pairs of shape and colour that no training shows."""
+PLAIN_WORD = "plain"
+"""The judge's word for the pattern of an object that has nothing hidden to be kept."""
 
 
 @final
@@ -27,7 +30,8 @@ class EmbeddedJudge(ClipJudge):
 
     def __init__(self, folder: Path) -> None:
         """folder: holds `judge/`. Raises UserError if there is none."""
-        self._judge, self._folder = Judge.load(folder / "judge"), folder
+        self._judge = Judge.load(folder / "judge")
+        self._accuracy: dict[str, float] | None = None
 
     @property
     def frames(self) -> int:
@@ -35,10 +39,26 @@ class EmbeddedJudge(ClipJudge):
         return self._judge.config.frames
 
     @property
-    def hidden(self) -> Mapping[str, tuple[str, ...]]:
+    def hidden(self) -> tuple[str, ...]:
         """What captions never name, as far as this judge has learned it."""
-        known = self._judge.config.attributes
-        return {name: NOTHING.get(name, ()) for name in HIDDEN_ATTRIBUTES if name in known}
+        return tuple(name for name in HIDDEN_ATTRIBUTES if name in self._judge.config.attributes)
+
+    def accuracy(self, device: torch.device) -> Mapping[str, float]:
+        """Share of renders of unseen scenes that are read rightly; computed once."""
+        if not self.hidden:
+            return {}
+        if self._accuracy is None:
+            judge = self._judge.to(device)
+            halves = [examination(EXAMINED // 2, device, split=split) for split in ("train", "heldout")]
+            frames = torch.cat([half[0] for half in halves])
+            known = {name: torch.cat([half[1][name] for half in halves]) for name in halves[0][1]}
+            right = share_right(judge, frames, known)
+            self._accuracy = {name: right[name] for name in self.hidden}
+        return self._accuracy
+
+    def shows(self, told: Mapping[str, str]) -> bool:
+        """Whether the object has a pattern: a plain one's second colour is nowhere to be seen."""
+        return told["pattern"] != PLAIN_WORD
 
     def settings(self) -> dict[str, Plain]:
         """The SHA-256 of its weights."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 from typing import Any, final
 
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from streaming.evaluation.equip import Wanted, equip
 from streaming.metrics.borders import Borders
 from streaming.metrics.clip import AnchorDistance
 from streaming.metrics.clip_registry import make_clip
@@ -37,6 +39,8 @@ class Measures:
     """SPEC of the CLIP model that tells the distance from the first frame; none: it is not told."""
     track: bool = False
     """Whether the procedural world's object is followed."""
+    lpips: str | None = None
+    """NET:FILE of the LPIPS distance from the first frame, as `evaluate --lpips`; None: it is not told."""
     flow: bool = False
     """Whether the evenness of the motion at joins is measured."""
 
@@ -50,6 +54,7 @@ class Measures:
         found: list[Metric] = [SceneCuts(detector=Adaptive(min_scene_len=1)), SeamRatio(borders=borders)]
         found += [ObjectTrack(borders=borders, colour=colour)] if self.track else []
         found += [] if self.clip == "none" else [AnchorDistance()]
+        found += [] if self.lpips is None else [_lpips(self.lpips)]
         return found + ([FlowSpread(borders=borders)] if self.flow else [])
 
     def settings(self, borders: Borders) -> dict[str, Plain]:
@@ -68,6 +73,13 @@ class Job:
     """Where its chunks begin."""
     colour: str | None
     """The object's, if the prompt tells it."""
+
+
+@lru_cache(maxsize=1)  # a process loads its network once
+def _lpips(said: str) -> Metric:
+    found = equip(Wanted(flow="none", lpips=said)).lpips
+    assert found is not None
+    return found
 
 
 def colour_in(prompt: str) -> str | None:

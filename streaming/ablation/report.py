@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from math import inf
+from math import floor, inf, log10
 from typing import Any
 
-from streaming.ablation.figures import HIGHER, Claim, Figures, Mean
+from streaming.ablation.figures import HIGHER, NEITHER, Claim, Figures, Mean
 from streaming.ablation.run import Found
 from streaming.ablation.videos import Sampled
 from streaming.metrics.paired import Procedure, Value
@@ -14,13 +14,18 @@ from streaming.metrics.results import INFINITE
 
 MEANINGS = {
     "scuts_min1": "scene cuts a video (PySceneDetect, min_scene_len 1)",
-    "seam_ratio": "difference of neighbouring frames at chunk borders by that inside chunks",
-    "object_jump_ratio": "the object's way from frame to frame at chunk borders by that inside",
+    "seam_ratio": "difference of neighbouring frames at chunk borders by that inside chunks; 1: no seam",
+    "seam_departure": "distance of the seam ratio from 1, |ln|",
+    "object_jump_ratio": "the object's way from frame to frame at chunk borders by that inside; 1: no jump",
+    "object_jump_departure": "distance of that ratio from 1, |ln|",
     "object_jump_border": "the object's way at chunk borders, pixels",
     "object_found": "share of frames in which the object is found",
-    "anchor_distance": "1 - cosine of the embeddings of a frame and the first one",
+    "anchor_distance": "1 - cosine of the embeddings of a frame and the first one; apm and append are conditioned on "
+    "the same encoder's embedding if --clip and the model share one, so it flatters them: see object_colour_drift",
     "anchor_distance_end": "the same over the last 15 % of the frames",
     "pattern_kept": "share of videos whose end shows the pattern of their beginning, which no prompt names",
+    "anchor_lpips": "LPIPS of a frame and the first one",
+    "pattern_kept_chance": "share of the other videos whose end shows that pattern: what chance would keep",
     "object_colour_drift": "distance in RGB of the object's colours at start and end, levels",
     "flow_std_joins": "standard deviation of the mean optical flow around a join of chunks, pixels",
     "flow_std": "standard deviation over time of each pair's mean flow, pixels",
@@ -62,6 +67,8 @@ def _plain(figures: Figures) -> dict[str, Any]:
             {**asdict(each.wanted), **asdict(each.paired), "p_holm": each.corrected, "holds": each.holds}
             for each in figures.claims
         ],
+        "not_measured": dict(figures.unmeasured),
+        "not_tested": [{**asdict(wanted), "reason": reason} for wanted, reason in figures.untested],
     }
 
 
@@ -76,7 +83,7 @@ def _finite(value: Any) -> Any:
 def _section(figures: Figures, found: Found) -> str:
     table = figures.table
     numbers = [name for name in table.numbers if any(name in means for means in figures.means.values())]
-    head = ["variant", *(f"{name} {'↑' if name in HIGHER else '↓'}" for name in numbers), f"paper: {table.paper}"]
+    head = ["variant", *(name + _arrow(name) for name in numbers), f"paper: {table.paper}"]
     rows = [
         [each.name, *(_mean(figures.means[each.name][name]) for name in numbers), each.paper]
         for each in table.variants
@@ -86,8 +93,18 @@ def _section(figures: Figures, found: Found) -> str:
     lines += _table(head, rows) if rows else ["Nothing could be made."]
     skipped = [f"- {each.name} is missing: {found.skipped[each.file]}" for each in table.variants
                if each.file in found.skipped]  # fmt: skip
+    missing = [f"- {name} is not measured: {reason}" for name, reason in figures.unmeasured.items()]
     claims = [_claim(each) for each in figures.claims]
-    return "\n".join([*lines, *([""] if skipped or claims else []), *skipped, *claims])
+    claims += [
+        f"- {wanted.better} better than {wanted.worse} in {wanted.number}: not measured: {reason}"
+        for wanted, reason in figures.untested
+    ]
+    notes = [*skipped, *missing, *claims]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def _arrow(name: str) -> str:
+    return "" if name in NEITHER else " ↑" if name in HIGHER else " ↓"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -96,9 +113,19 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _mean(mean: Mean) -> str:
-    if mean.interval is None:
-        return _value(mean.value)
-    return f"{_value(mean.value)} [{mean.interval[0]:.3g}, {mean.interval[1]:.3g}]"
+    if mean.value is None or mean.value == inf:
+        return "–" if mean.value is None else "infinite"
+    told = with_interval(mean.value, mean.interval)
+    return told if not mean.infinite else f"{told}, {mean.infinite} of {mean.prompts} infinite"
+
+
+def with_interval(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
+    """All with as many decimals: three digits of the interval's width, of the value if it has none."""
+    low, high = interval or (value, value)
+    size = high - low or abs(value)
+    places = min(max(2 - floor(log10(size)), 0), 9) if size > 0 else 0
+    ends = "" if interval is None else f" [{low:{sign}.{places}f}, {high:{sign}.{places}f}]"
+    return f"{value:{sign}.{places}f}{ends}"
 
 
 def _claim(claim: Claim) -> str:
@@ -107,16 +134,13 @@ def _claim(claim: Claim) -> str:
         claim.sign
     ]
     verdict = "not defined" if not paired.pairs else verdict
-    interval = "" if paired.interval is None else f" [{paired.interval[0]:+.3g}, {paired.interval[1]:+.3g}]"
-    difference = "" if paired.difference is None else f", difference {paired.difference:+.3g}{interval}"
+    difference = "" if paired.difference is None else with_interval(paired.difference, paired.interval, "+")
+    difference = f", difference {difference}" if difference else ", by ranks, as values are infinite"
+    difference = difference if paired.pairs else ""
     return (
         f"- {wanted.better} better than {wanted.worse} in {wanted.number}: {verdict}{difference}, p = {_p(paired.p)} "
         f"(Holm {_p(claim.corrected)}), {paired.pairs} prompts"
     )
-
-
-def _value(value: Value) -> str:
-    return "–" if value is None else "infinite" if value == inf else f"{value:.4g}"
 
 
 def _p(value: Value) -> str:
@@ -126,11 +150,18 @@ def _p(value: Value) -> str:
 def _explained(every: Sequence[Figures], how: Procedure) -> str:
     names = dict.fromkeys(name for each in every for means in each.means.values() for name in means)
     lines = [f"`{name}`: {MEANINGS.get(name, name)}." for name in names]
+    if any(each.table.name == "blending" for each in every):
+        lines.append(
+            "Blending: all variants are measured at the same frames, the joins of a video in any of them; `enlarged` "
+            "is the video before enhancement, scaled up, whose own chunks have seams there, too."
+        )
     lines += [
         f"Brackets: {100 * how.level:g} % bootstrap intervals ({how.resamples} resamples) of the mean over prompts, "
-        "the seeds of a prompt averaged first. p: two-sided sign-flip permutation test over prompts; Holm: corrected "
-        "for the claims of the table. A number that is not defined for a video, as a ratio where nothing moves, is "
-        "left out.",
+        "the seeds of a prompt averaged first. p: two-sided sign-flip permutation test over prompts, of signed ranks "
+        "where a value is infinite; yes: p < 0.01, uncorrected; Holm: corrected for the claims of the table that could "
+        "be tested. A number that is not defined for a video, as a ratio where nothing moves, is left out; infinite "
+        "ones are counted beside the mean of the others.",
+        "The claims are ours: what the paper's order says of these numbers.",
         "The paper's figures are of its own models and prompts: only their order can be compared.",
     ]
     return "\n".join(f"- {line}" for line in lines)

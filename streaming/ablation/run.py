@@ -2,60 +2,37 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias, final
+from typing import final
 
-from streaming.ablation.judge import ClipJudge, kept
+from streaming.ablation.judge import ClipJudge, Ends, ends, examined, kept
 from streaming.ablation.measure import Job, Measurer, Measures, Numbers, Video, colour_in, processes
-from streaming.ablation.plan import Table, Variant
+from streaming.ablation.plan import TABLES, Table, Variant
 from streaming.ablation.store import Row, Stored, changed, read, write
+from streaming.ablation.study import Report, Source, Study, so_far
 from streaming.ablation.videos import (
-    Sampled,
+    all_joins,
     blended,
     borders_of,
     enhanced,
-    enhancer_for,
-    joins_of,
+    enlarged,
     made,
     parts_for,
 )
-from streaming.enhancer import Enhancer
 from streaming.errors import UserError
 from streaming.metrics.borders import BordersAt
 from streaming.metrics.described import Plain, plain
-from streaming.metrics.fingerprint import tensors_sha256
-from streaming.model import Model
 from streaming.parts import Parts
 
-Report: TypeAlias = Callable[[str, int, int], None]
-"""(variant, frames done, frames in all)."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """An ablation of a model."""
-
-    model: Model
-    """Loaded, on its device."""
-    memories: Path | None
-    """Folder with trained memories; None: the model's own."""
-    sampled: Sampled
-    """Which videos."""
-    measures: Measures
-    """What is looked at."""
-    judge: ClipJudge | None
-    """Who tells hidden attributes; None: nobody."""
-    batch: int
-    """Videos made together."""
-    jobs: int
-    """Processes that measure."""
-    output: Path
-    """Folder of the results."""
-    keep: int = 0
-    """Videos of each variant that are kept as mp4."""
+HIDDEN = "pattern"
+"""The hidden attribute that the judge is asked about."""
+TRACKED = ("object_jump_ratio", "object_jump_departure", "object_jump_border", "object_found", "object_colour_drift")
+"""Numbers of the object's track."""
+BLENDINGS = tuple(each for table in TABLES for each in table.variants if each.blender is not None)
+"""Variants that have joins."""
 
 
 @final
@@ -67,58 +44,60 @@ class Found:
     """By the variant's `file`."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Why a variant was left out, by its `file`."""
+    unmeasured: dict[str, str] = field(default_factory=dict)
+    """Why a number is told of no variant, by its name."""
 
 
 def run(study: Study, tables: Sequence[Table], report: Report, say: Callable[[str], None]) -> Found:
-    """Makes, measures and keeps every variant that is not there yet; those without weights are skipped and told.
+    """Makes, measures and keeps every variant that is not there yet; what cannot be made is skipped and told.
 
-    say: told a line about what is skipped, taken from an earlier run, or made again. Raises UserError for a damaged
-    file of an earlier run, and as the loop and the metrics do.
+    say: told a line about what is skipped, taken from an earlier run, or made again. A variant is skipped if it has no
+    weights, if the file of an earlier run is damaged, and if its videos cannot be made (NaN, for example) or measured.
+    Raises UserError if a measuring process is stopped.
     """
-    found, source = Found(), Source(study, report)
+    found, variants = Found(), {each.file: each for table in tables for each in table.variants}.values()
+    found.unmeasured |= _unmeasured(study, any(map(judged, variants)))
+    if study.judge is not None and (reason := found.unmeasured.get(f"{HIDDEN}_kept")):
+        say(f"{HIDDEN}_kept is not measured: {reason}")
+        study = replace(study, judge=None)
+    source = Source(study, report)
     with processes(study.jobs) as pool:
-        for variant in {each.file: each for table in tables for each in table.variants}.values():
+        for variant in variants:
             try:
-                work = _base(source, variant) if variant.blender is None else _enhancement(source, variant)
+                work = _enhancement(source, variant) if variant.blender or variant.enlarged else _base(source, variant)
+                found.rows[variant.file] = _rows(study, variant, work, pool, say)
             except UserError as error:
                 found.skipped[variant.file] = str(error)
                 say(f"{variant.file} is skipped: {error}")
-                continue
-            found.rows[variant.file] = _rows(study, variant, work, pool, say)
+            except BrokenProcessPool as error:
+                raise UserError(
+                    f"a measuring process was stopped (out of memory?): lower --jobs; finished variants are kept in "
+                    f"{study.output / 'variants'}"
+                ) from error
     return found
 
 
-@final
-class Source:
-    """What several variants share, made when the first one asks for it."""
+def judged(variant: Variant) -> bool:
+    """Whether a table that has the variant shows what the judge says."""
+    return any(f"{HIDDEN}_kept" in table.numbers and variant.file in {each.file for each in table.variants}
+               for table in TABLES)  # fmt: skip
 
-    def __init__(self, study: Study, report: Report) -> None:
-        self.study, self.report = study, report
-        self._videos: list[Video] | None = None
 
-    @cached_property
-    def base(self) -> str:
-        """The identity of the base model's weights."""
-        return tensors_sha256(self.study.model.backbone.state_dict())
-
-    @cached_property
-    def enhancer(self) -> Enhancer:
-        """The model's. Raises UserError if there is none."""
-        model = self.study.model
-        return enhancer_for(model.name, model.device, model.dtype)
-
-    @cached_property
-    def enhancers(self) -> str:
-        """The identity of the enhancer's weights."""
-        return tensors_sha256(self.enhancer.backbone.state_dict())
-
-    def videos(self, parts: Parts, variant: Variant) -> list[Video]:
-        """Those that every blending starts from, in memory: at 64 x 64 pixels and 240 frames 3 MB each."""
-        if self._videos is None:
-            study = self.study
-            told = partial(_so_far, self.report, f"{variant.short}_{variant.long}", study.sampled)
-            self._videos = list(made(parts, study.sampled, study.batch, told))
-        return self._videos
+def _unmeasured(study: Study, asked: bool) -> dict[str, str]:
+    """Numbers that none of the variants will have, and why. asked: whether any variant is judged."""
+    measures = study.measures
+    told: dict[str, str] = {}
+    if not measures.track:
+        told |= dict.fromkeys(TRACKED, "--no-track")
+    if measures.clip == "none":
+        told |= dict.fromkeys(("anchor_distance", "anchor_distance_end"), "--clip none")
+    if measures.lpips is None:
+        told["anchor_lpips"] = "no --lpips, whose weights are not part of the package"
+    judge = study.judge
+    unasked = "--judge none" if judge is None else examined(judge, HIDDEN, study.model.device) if asked else None
+    if unasked is not None:
+        told |= dict.fromkeys((f"{HIDDEN}_kept", f"{HIDDEN}_kept_chance"), unasked)
+    return told
 
 
 @final
@@ -144,42 +123,46 @@ def _base(source: Source, variant: Variant) -> _Work:
     study, report = source.study, source.report
     sampled, measures = study.sampled, study.measures
     parts = parts_for(variant, study.model, sampled, study.memories)
-    borders = borders_of(parts)
+    borders, judge = borders_of(parts), study.judge if judged(variant) else None
 
     def job(video: Video, prompt: int, seed: int) -> Job:
         return Job(video=video, borders=borders, colour=colour_in(sampled.prompts[prompt]))
 
     return _Work(
-        made_with={**_told(source, parts), "measures": measures.settings(borders), "judge": plain(study.judge)},
-        make=lambda: made(parts, sampled, study.batch, partial(_so_far, report, variant.file, sampled)),
+        made_with={**_told(source, parts), "measures": measures.settings(borders), "judge": plain(judge)},
+        make=lambda: made(parts, sampled, study.batch, partial(so_far, report, variant.file, sampled)),
         job=job,
         measures=measures,
-        judge=study.judge,
+        judge=judge,
         fps=parts.fps,
     )
 
 
 def _enhancement(source: Source, variant: Variant) -> _Work:
     study, report = source.study, source.report
-    sampled, measures = study.sampled, replace(study.measures, flow=True, track=False, clip="none")
+    sampled, measures = study.sampled, replace(study.measures, flow=True, track=False, clip="none", lpips=None)
     parts = parts_for(variant, study.model, sampled, study.memories)
-    enhancer = blended(source.enhancer, variant)
+    enhancer = source.enhancer if variant.enlarged else blended(source.enhancer, variant)
 
     def job(video: Video, prompt: int, seed: int) -> Job:
-        return Job(video=video, borders=joins_of(enhancer, variant.causal, sampled, prompt, seed), colour=None)
+        return Job(video=video, borders=all_joins(enhancer, BLENDINGS, sampled, prompt, seed), colour=None)
 
     def make() -> Iterator[Video]:
-        told = partial(_so_far, report, variant.file, sampled)
-        return enhanced(enhancer, variant.causal, source.videos(parts, variant), sampled, study.batch, told)
+        told, videos = partial(so_far, report, variant.file, sampled), source.videos(parts, variant)
+        if variant.enlarged:
+            return enlarged(enhancer, videos, sampled, told)
+        return enhanced(enhancer, variant.causal, videos, sampled, study.batch, told)
 
-    about = {"blender": repr(enhancer.blender), "causal": variant.causal, "strength": enhancer.strength}
-    about |= {
-        "weights": source.enhancers,
-        "steps": enhancer.sampler.steps,
-        "size": f"{enhancer.made[1]}x{enhancer.made[0]}",
-    }
+    blending = "none" if variant.enlarged else repr(enhancer.blender)
+    about = {**source.enhancers, "blender": blending, "causal": variant.causal}
+    joins = "those of " + ", ".join(each.name for each in BLENDINGS)
     return _Work(
-        made_with={**_told(source, parts), "enhancement": about, "measures": measures.settings(BordersAt(()))},
+        made_with={
+            **_told(source, parts),
+            "enhancement": about,
+            "joins": joins,
+            "measures": measures.settings(BordersAt(())),
+        },  # fmt: skip
         make=make,
         job=job,
         measures=measures,
@@ -191,7 +174,7 @@ def _enhancement(source: Source, variant: Variant) -> _Work:
 def _told(source: Source, parts: Parts) -> dict[str, Plain]:
     study, sampled = source.study, source.study.sampled
     return {
-        "base": source.base,
+        **source.base,
         "prompts": list(sampled.prompts),
         "seeds": sampled.seeds,
         "frames": sampled.frames,
@@ -207,10 +190,12 @@ def _rows(
     before = read(path)
     if before is not None:
         other = changed(before, work.made_with)
-        if not other:
-            say(f"{variant.file}: taken from {path}")
+        complete = [(row.prompt, row.seed) for row in before.rows] == study.sampled.pairs
+        if complete and not other:
+            say(f"{variant.file}: taken from {path}{_without_videos(study, variant)}")
             return before.rows
-        say(f"{variant.file} is made again: {', '.join(other)} changed")
+        reason = f"{', '.join(other)} changed" if other else f"{path} does not hold each video once"
+        say(f"{variant.file} is made again: {reason}")
     rows = _measured(study, variant, work, Measurer(work.measures, pool))
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, Stored(made_with=work.made_with, rows=rows))
@@ -219,21 +204,40 @@ def _rows(
 
 def _measured(study: Study, variant: Variant, work: _Work, measurer: Measurer) -> tuple[Row, ...]:
     waiting: list[Future[Numbers]] = []
-    judged: list[Numbers] = []
+    seen: list[Ends | None] = []
     group: list[Video] = []
     pairs = study.sampled.pairs
-    for video, (prompt, seed) in zip(work.make(), pairs, strict=True):
-        if len(waiting) < study.keep:
-            _keep(study.output / "videos" / variant.file / f"{len(waiting):02d}.mp4", video, work.fps)
-        waiting.append(measurer.submit(work.job(video, prompt, seed)))
-        group.append(video)
-        if len(group) == study.batch or len(waiting) == len(pairs):
-            judged += [{}] * len(group) if work.judge is None else kept(work.judge, group, study.model.device)
-            group = []
-    numbers = [each.result() | more for each, more in zip(waiting, judged, strict=True)]
+    try:
+        for video, (prompt, seed) in zip(work.make(), pairs, strict=True):
+            if len(waiting) < study.keep:
+                _keep(_kept_at(study, variant) / f"{len(waiting):02d}.mp4", video, work.fps)
+            waiting.append(measurer.submit(work.job(video, prompt, seed)))
+            group.append(video)
+            if work.judge is not None and (len(group) == study.batch or len(waiting) == len(pairs)):
+                seen += ends(work.judge, HIDDEN, group, study.model.device)
+            if len(group) == study.batch:
+                group = []
+    except UserError:
+        for each in waiting:
+            each.cancel()
+        raise
+    more = kept(HIDDEN, seen) if work.judge is not None else [{} for _ in pairs]
+    numbers = [each.result() | own for each, own in zip(waiting, more, strict=True)]
     return tuple(
         Row(prompt=prompt, seed=seed, numbers=each) for each, (prompt, seed) in zip(numbers, pairs, strict=True)
     )
+
+
+def _kept_at(study: Study, variant: Variant) -> Path:
+    return study.output / "videos" / variant.file
+
+
+def _without_videos(study: Study, variant: Variant) -> str:
+    """What --keep asks for and an earlier run did not keep."""
+    wanted = min(study.keep, len(study.sampled.pairs))
+    if all((_kept_at(study, variant) / f"{i:02d}.mp4").exists() for i in range(wanted)):
+        return ""
+    return f"; for {wanted} videos of it, remove that file: it is made again"
 
 
 def _keep(path: Path, video: Video, fps: float) -> None:
@@ -242,7 +246,3 @@ def _keep(path: Path, video: Video, fps: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(path, fps=fps, height=video.shape[2], width=video.shape[3]) as writer:
         writer.write(video[None].float() / 255)
-
-
-def _so_far(report: Report, name: str, sampled: Sampled, done: int) -> None:
-    report(name, done, sampled.frames * len(sampled.pairs))

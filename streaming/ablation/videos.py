@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
 from streaming.ablation.plan import Variant
 from streaming.causal import enhance_causal
 from streaming.enhancer import Enhancer, assemble_enhancer, first_pixel
+from streaming.errors import UserError
 from streaming.guidance import Guidance, TextThenAnchor, scaled
 from streaming.joint import enhance_joint
 from streaming.keys import Key
 from streaming.loop import chunk_lengths, stream
-from streaming.metrics.borders import Borders, BordersAt, EveryChunk
+from streaming.metrics.borders import BordersAt, EveryChunk
 from streaming.model import Model
 from streaming.openings import TextOpening
 from streaming.parts import Parts, assemble
@@ -58,12 +60,18 @@ class Sampled:
 def parts_for(variant: Variant, model: Model, sampled: Sampled, memories: Path | None) -> Parts:
     """Model and memories. memories: folder with trained ones; None: the model's own.
 
-    Raises UserError, naming the training, for a memory without weights.
+    Raises UserError, naming the training, for a memory without weights, and for guidance on the anchor where the
+    model rescales its guidance.
     """
     defaults = model.defaults
     scale = defaults.guidance if sampled.guidance is None else sampled.guidance
     guidance: Guidance | None = None
     if sampled.anchor_guidance is not None:
+        if defaults.rescale:
+            raise UserError(
+                f"--anchor-guidance: this model's guidance is rescaled ({defaults.rescale:g}), which guidance by three "
+                "evaluations cannot be: leave it out"
+            )
         guidance = TextThenAnchor(text=scale, anchor=sampled.anchor_guidance)
     elif sampled.guidance is not None:
         guidance = scaled(scale, defaults.rescale)
@@ -127,20 +135,42 @@ def enhanced(
         report((done + 1) * sampled.frames)
 
 
-def joins_of(enhancer: Enhancer, causal: bool, sampled: Sampled, prompt: int, seed: int) -> Borders:
+def joins_of(enhancer: Enhancer, causal: bool, sampled: Sampled, prompt: int, seed: int) -> BordersAt:
     """The frames at which another chunk's begin in the enhanced video: where a seam would be.
 
-    In joint mode those of the last step's owners, in causal mode the beginnings of the later chunks if they are
-    coupled, as the overlap comes from the right one.
+    In joint mode those of the last step's owners. In causal mode, if chunks are coupled, a regular overlap before the
+    end of the chunk before: what lies there comes from the right chunk, but for frames that were given already, as
+    before a last chunk that is shifted left.
     """
     blender, length = enhancer.blender, enhancer.codec.latent_frames(sampled.frames)
     if causal and blender.coupled:
-        starts = [span.start for span in blender.spans(length)[1:]]
+        starts = [span.stop - blender.overlap for span in blender.spans(length)[:-1]]
     else:
         last = _enhancement(sampled, prompt, seed).fold("blend", enhancer.sampler.steps - 1)
         owners = blender.owners(length, last).tolist()
         starts = [frame for frame in range(1, length) if owners[frame] != owners[frame - 1]]
     return BordersAt(tuple(first_pixel(enhancer.codec, start) for start in starts))
+
+
+def all_joins(enhancer: Enhancer, variants: Sequence[Variant], sampled: Sampled, prompt: int, seed: int) -> BordersAt:
+    """The joins of a video in any of the variants: where all of them are measured.
+
+    The video before enhancement has seams of its own, which lie on the joins of some variants and not of others; at
+    the same frames all of them have the same ones.
+    """
+    every = (joins_of(blended(enhancer, each), each.causal, sampled, prompt, seed) for each in variants)
+    return BordersAt(tuple(sorted({frame for joins in every for frame in joins.frames})))
+
+
+def enlarged(
+    enhancer: Enhancer, videos: Sequence[Video], sampled: Sampled, report: Callable[[int], None]
+) -> Iterator[Video]:
+    """The videos as the enhancer gets them: bicubic at its size, nothing denoised."""
+    size = (enhancer.height, enhancer.width)
+    for done, video in enumerate(videos):
+        large = F.interpolate(video.float() / 255, size, mode="bicubic", antialias=True).clamp(0, 1)
+        yield large.mul(255).round().to(torch.uint8)
+        report((done + 1) * sampled.frames)
 
 
 def _enhancement(sampled: Sampled, prompt: int, seed: int) -> Key:

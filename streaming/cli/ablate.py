@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
 
     from streaming.ablation.plan import Table
-    from streaming.ablation.run import Found, Study
+    from streaming.ablation.run import Found
+    from streaming.ablation.study import Study
     from streaming.ablation.videos import Sampled
 
 DATASETS = "streaming.datasets"
@@ -57,6 +58,10 @@ def ablate(
         str,
         typer.Option(metavar="NAME", help="CLIP model for the distance from the first frame, as `evaluate`; or none."),
     ] = "embedded",
+    lpips: Annotated[
+        str | None,
+        typer.Option(metavar="NET:FILE", help="Also the LPIPS distance from the first frame, as `evaluate`."),
+    ] = None,
     judge: Annotated[
         str, typer.Option(metavar="NAME", help="Who tells the hidden pattern: embedded, embedded:DIR, or none.")
     ] = "embedded",
@@ -75,12 +80,13 @@ def ablate(
 ) -> int:
     """Repeat the paper's ablations: make each variant's videos, measure them, compare them prompt by prompt.
 
-    Variants that are finished in --output are not made again; memories without weights are skipped and told. Exit code
-    0 if every variant asked for is there, 2 if not.
+    Variants that are finished in --output are not made again; memories without weights, and variants whose videos
+    cannot be made, are skipped and told. Exit code 0 if every variant asked for is there, 2 if not.
     """
     for option, value, low, high in (
         ("--prompts", prompts, 2, 10_000), ("--seeds", seeds, 1, 1000), ("--frames", frames, 2, checks.MOST_FRAMES),
-        ("--keep", keep, 0, 10_000), ("--batch", batch or 1, 1, 10_000), ("--jobs", jobs or 1, 1, 256),
+        ("--keep", keep, 0, 10_000), ("--batch", 1 if batch is None else batch, 1, 10_000),
+        ("--jobs", 1 if jobs is None else jobs, 1, 256),
     ):  # fmt: skip
         checks.whole(option, value, low, high)
     check_sampling(steps, guidance, None)
@@ -100,7 +106,7 @@ def ablate(
     )  # fmt: skip
     where = checks.device(device)
     study = _study(
-        model, where, checks.dtype(dtype, where), memories, sampled, clip, judge, not no_track, output,
+        model, where, checks.dtype(dtype, where), memories, sampled, (clip, lpips), judge, not no_track, output,
         batch or (64 if where.type == "cuda" else 8), jobs or min(16, _processors()), keep,
     )  # fmt: skip
     try:
@@ -111,6 +117,8 @@ def ablate(
     if not found.rows:
         raise UserError(f"nothing could be made: {next(iter(found.skipped.values()))}")
     _write(tables, found, study)
+    if others := sorted({path.stem for path in (output / "variants").glob("*.json")} - set(found.rows)):
+        note(f"not in the report, as no table asked for has them: {', '.join(others)}")
     return 2 if found.skipped else 0
 
 
@@ -144,29 +152,34 @@ def _prompts(file: Path | None, dataset: str, count: int) -> tuple[str, ...]:
 
 
 def _study(
-    name: str, device: "torch.device", dtype: "torch.dtype", memories: Path | None, sampled: "Sampled", clip: str,
-    judge: str, track: bool, output: Path, batch: int, jobs: int, keep: int,
+    name: str, device: "torch.device", dtype: "torch.dtype", memories: Path | None, sampled: "Sampled",
+    anchor: tuple[str, str | None], judge: str, track: bool, output: Path, batch: int, jobs: int, keep: int,
 ) -> "Study":  # fmt: skip
     from streaming.ablation.judge import make_judge
     from streaming.ablation.measure import Measures
-    from streaming.ablation.run import Study
+    from streaming.ablation.study import Study
+    from streaming.evaluation.equip import Wanted, check
     from streaming.metrics.clip_registry import make_clip
     from streaming.metrics.missing import need
     from streaming.registry import open_model
 
     need("cv2", "an ablation", "opencv-python-headless")
     need("scenedetect", "an ablation")
+    clip, lpips = anchor
     if clip != "none":
         make_clip(clip)
+    if lpips is not None:
+        wanted = Wanted(flow="none", lpips=lpips)
+        check(wanted)
+        need("lpips", "--lpips")
     asked = None if judge == "none" else make_judge(judge)
-    if asked is not None and not asked.hidden:
-        note(f"the judge {judge} knows no hidden attribute: whether the pattern is kept is not told")
     if memories is not None and not memories.is_dir():
         raise UserError(f"--memories {memories} is no folder: name one with trained memories, or leave it out")
     note(f"loading {name} on {device}")
     return Study(
         model=open_model(name, device=device, dtype=dtype), memories=memories, sampled=sampled,
-        measures=Measures(clip=clip, track=track), judge=asked, batch=batch, jobs=jobs, output=output, keep=keep,
+        measures=Measures(clip=clip, track=track, lpips=lpips), judge=asked, batch=batch, jobs=jobs,
+        output=output, keep=keep,
     )  # fmt: skip
 
 
