@@ -96,6 +96,17 @@ def test_a_small_object_is_motion_enough():
     assert measure(video, Motion(), flow=GivenFlow(video, flows / 100))["stagnant"] == 1
 
 
+@pytest.mark.parametrize("side", [6, 12])
+def test_a_small_object_before_a_still_picture_is_motion(side):
+    """It covers less of the frame than the flow's fastest share, so that these are slow on average."""
+    video = noise(1, 128, 128).div(4, rounding_mode="floor").expand(24, -1, -1, -1).clone()
+    for t, frame in enumerate(video):
+        frame[:, 60 : 60 + side, 10 + 2 * t : 10 + 2 * t + side] = 250
+    found = measure(video, Motion(), flow=ShiftFlow(x=0.001))
+    assert found["stagnant"] == 0
+    assert measure(video[:1].expand(24, -1, -1, -1), Motion(), flow=ShiftFlow(x=0.001))["stagnant"] == 1
+
+
 @given(st.integers(0, 99), st.floats(0.001, 0.5))
 def test_stillness_scales_with_the_picture(seed, pixels):
     small, large = noise(2, 16, 16, seed), noise(2, 64, 64, seed)

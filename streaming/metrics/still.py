@@ -44,6 +44,9 @@ class Stillness(Described):
     faint: float = 4.0
     """Mean absolute difference, levels, beyond which it is not noise that leaves the cells as they are: a pattern finer
     than a cell may be moving."""
+    clear: float = 6.0
+    """Levels by which the cells that change most do so from which on a pair is not still though the fastest pixels
+    are slow on average, if half of the cells change by less than `change`: a small object moves in a still picture."""
     share: float = 0.95
     """Share of still pairs from which on a video is frozen."""
 
@@ -68,7 +71,7 @@ class Watch:
         """Whether nothing moved since the previous frame, which it must have been shown. False for the first frame."""
         rows, cols = (min(self._limits.cells, side) for side in seen.frame.shape[-2:])
         small = functional.adaptive_avg_pool2d(seen.frame.float(), (rows, cols))
-        change, before = self._change(small), len(self._last)
+        (change, usual), before = self._change(small), len(self._last)
         self._last.append(small)
         if seen.previous is None:
             return False
@@ -76,15 +79,18 @@ class Watch:
             return True
         if seen.difference <= self._limits.faint and change < self._limits.change * before / self._limits.reach:
             return True
+        if change > self._limits.clear and usual < self._limits.change:
+            return False
         return seen.flow is not None and self._slow(seen)
 
-    def _change(self, small: Float[Tensor, "3 high wide"]) -> float:
-        """The largest of the differences from the frames that are kept, levels."""
+    def _change(self, small: Float[Tensor, "3 high wide"]) -> tuple[float, float]:
+        """The largest of the differences from the frames that are kept, levels: of the cells that change most, and of
+        the middle one."""
         if not self._last:
-            return 0.0
+            return 0.0, 0.0
         apart = (small - torch.stack(tuple(self._last))).abs().mean(dim=1).flatten(1)
         largest = apart.topk(max(1, round(self._limits.most * apart.shape[1])), dim=1, sorted=False).values
-        return float(largest.mean(dim=1).max())
+        return float(largest.mean(dim=1).max()), float(apart.median(dim=1).values.max())
 
     def _slow(self, seen: Observation) -> bool:
         lengths = seen.lengths.flatten()
