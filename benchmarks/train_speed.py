@@ -17,7 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from backends.embedded.config import FRAMES, LATENT_CHANNELS, SIZE, TOKENS, build_base, build_scheduler, without_dropout
-from backends.embedded.train_base import DiffusionObjective, noised_batch
+from backends.embedded.train_base import noised_batch
+from backends.embedded.train_unet import DiffusionObjective
 from backends.embedded_opensora.config import FPS, build_defaults, build_transformer
 from backends.embedded_opensora.train import FlowObjective, flow_batch
 from backends.opensora_backbone import OpenSora3Backbone
@@ -106,9 +107,7 @@ def _modelscope(toy: bool) -> tuple[nn.Module, Noised]:
     diffusion = Diffusion(build_scheduler())
     with initial_weights(0):
         unet = without_dropout(build_base(TEXT_WIDTH, toy=toy))
-    return DiffusionObjective(unet), lambda pool, empty, generator: noised_batch(
-        pool, empty, diffusion, 1000, generator
-    )
+    return DiffusionObjective(unet), lambda pool, empty, generator: noised_batch(pool, empty, diffusion, generator)
 
 
 def _opensora(toy: bool) -> tuple[nn.Module, Noised]:

@@ -33,16 +33,15 @@ class Diffusion:
         if self.kind not in ("flow", "epsilon", "v_prediction", "sample"):
             raise UserError(f'a scheduler with prediction type "{self.kind}" cannot be trained with')
 
-    def times(self, n: int, generator: torch.Generator, *, below: int | None = None) -> Times:
-        """n times in the scheduler's unit, on the generator's device; below: only earlier ones, None: all.
+    def times(self, n: int, generator: torch.Generator) -> Times:
+        """n times in the scheduler's unit, on the generator's device.
 
         Each is uniform, together they are spread evenly: a calmer loss than that of independent ones.
         """
-        steps = self.steps if below is None else below
         offset = torch.rand((), generator=generator, device=generator.device)
         share = (torch.arange(n, device=generator.device) + offset) / n
-        time = share * steps
-        return time if self.kind == "flow" else time.floor().clamp(max=steps - 1)
+        time = share * self.steps
+        return time if self.kind == "flow" else time.floor().clamp(max=self.steps - 1)
 
     def noised(self, clean: Latents, noise: Latents, time: Times) -> Latents:
         """x_t."""

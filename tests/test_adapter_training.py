@@ -64,11 +64,9 @@ def test_times_cover_the_schedule_evenly():
     assert times.dtype == torch.float32 and ((times // 10).long() == torch.arange(100)).all()
 
 
-def test_times_below_a_limit_cover_what_is_left():
-    times = Diffusion(DDIMScheduler()).times(70, torch.Generator().manual_seed(0), below=700)
-    assert ((times // 10).long() == torch.arange(70)).all()
-    flow = Diffusion(FlowMatchEulerDiscreteScheduler()).times(70, torch.Generator().manual_seed(0), below=700)
-    assert ((flow // 10).long() == torch.arange(70)).all() and (flow != flow.floor()).any()
+def test_times_of_a_flow_are_not_rounded():
+    flow = Diffusion(FlowMatchEulerDiscreteScheduler()).times(100, torch.Generator().manual_seed(0))
+    assert ((flow // 10).long() == torch.arange(100)).all() and (flow != flow.floor()).any()
 
 
 def test_unknown_prediction_types_are_told():

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from backends.embedded import train_base as base
 from backends.embedded import train_clip as clip
+from backends.embedded import train_enhancer as enhancer
 from backends.embedded import train_judge as judging
 from backends.embedded import train_vae as vae
 from backends.embedded.config import LATENT_CHANNELS, build_base, build_scheduler, build_vae, without_dropout
@@ -63,7 +64,7 @@ def test_another_dataset_is_refused(tmp_path: Path) -> None:
 
 
 def test_gradient_checkpointing_is_refused(tmp_path: Path) -> None:
-    for train in (vae.train_vae, clip.train_clip, judging.train_judge, base.train_base, base.train_enhancer):
+    for train in (vae.train_vae, clip.train_clip, judging.train_judge, base.train_base, enhancer.train_enhancer):
         with pytest.raises(UserError, match="no gradient checkpointing: leave --checkpoint-gradients out"):
             train(toy(tmp_path, checkpoint_gradients=True))
 
@@ -104,16 +105,16 @@ def test_velocity_of_a_scheduler_step_gives_the_clean_latents_back() -> None:
 def test_times_are_spread_evenly_and_below_the_limit() -> None:
     generator, diffusion = torch.Generator().manual_seed(0), Diffusion(build_scheduler())
     pool, empty = {"latents": torch.zeros(7, 1, 1, 1, 1), "text": torch.zeros(7, 2, 2, 3)}, torch.zeros(1, 2, 3)
-    times = torch.cat([base.noised_batch(pool, empty, diffusion, 700, generator)["time"] for _ in range(300)])
-    assert times.min() >= 0 and times.max() <= 699
-    assert torch.histc(times.float(), 7, 0, 700).tolist() == pytest.approx([300] * 7, abs=3)
+    times = torch.cat([base.noised_batch(pool, empty, diffusion, generator)["time"] for _ in range(300)])
+    assert times.min() >= 0 and times.max() <= 999
+    assert torch.histc(times.float(), 7, 0, 1000).tolist() == pytest.approx([300] * 7, abs=3)
 
 
 def test_a_tenth_of_the_clips_has_no_text() -> None:
     text = torch.stack((torch.full((4000, 2, 3), 1.0), torch.full((4000, 2, 3), 2.0)), dim=1)
     pool = {"latents": torch.zeros(4000, 1, 1, 1, 1), "text": text}
     diffusion, generator = Diffusion(build_scheduler()), torch.Generator().manual_seed(0)
-    batch = base.noised_batch(pool, torch.zeros(1, 2, 3), diffusion, 1000, generator)
+    batch = base.noised_batch(pool, torch.zeros(1, 2, 3), diffusion, generator)
     shares = torch.bincount(batch["text"][:, 0, 0].long()) / 4000
     assert shares.tolist() == pytest.approx([0.1, 0.45, 0.45], abs=0.03)
 

@@ -25,8 +25,6 @@ OVERLAP = 8
 """Frames that a chunk shares with the one before it."""
 TOKENS = 24
 """Text tokens, padding included."""
-ENHANCER_STEPS = 700
-"""The enhancer only sees noise levels (timesteps) below this one: it repairs, it does not invent."""
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 """Normalisation of the image encoder's input."""
 
