@@ -101,7 +101,7 @@ def main(
         plain = {k: asdict(v) if isinstance(v, Estimate) else v for k, v in figures.items()}
         output.write_text(json.dumps(about | {"figures": plain, "videos": rows}, indent=1) + "\n")
     if videos:
-        _keep(videos, every[:16], asked.texts)
+        keep(videos, every[:16], rows)
 
 
 def _workers(given: int | None, videos: Sequence[Video]) -> int:
@@ -212,11 +212,14 @@ def _tell(title: str, figures: dict[str, Any], renders: dict[str, float]) -> Non
     print(f"  hidden pattern kept by renders: {told or 'not judged (the judge does not know patterns)'}", flush=True)
 
 
-def _keep(path: Path, videos: Sequence[Video], texts: Sequence[str]) -> None:
+def keep(path: Path, videos: Sequence[Video], rows: Sequence[Row]) -> None:
+    """Write the videos with what was asked for: `prompts`, and as words of the judge's attributes `asked`."""
     from safetensors.torch import save_file
 
     named: Iterator[tuple[str, Tensor]] = ((f"{i:02d}", v.contiguous()) for i, v in enumerate(videos))
-    save_file(dict(named), path, {"prompts": json.dumps([texts[i % len(texts)] for i in range(len(videos))])})
+    told = {"prompts": "prompt", "asked": "asked"}
+    about = {name: json.dumps([row[of] for row in rows[: len(videos)]]) for name, of in told.items()}
+    save_file(dict(named), path, about)
 
 
 if __name__ == "__main__":
