@@ -29,6 +29,11 @@ def toy(work: Path) -> TrainOptions:
     return TrainOptions(work=work, toy=True, device="cpu", batch=2, steps=2)
 
 
+def ratio(diffusion: Diffusion, time: torch.Tensor) -> torch.Tensor:
+    signal, share = enhancer.levels(diffusion, time)
+    return (signal / share).flatten()
+
+
 def drawn(n: int, seed: int = 0) -> dict[str, torch.Tensor]:
     key = Key(seed)
     fine, residual = (key.fold("latents", k).normal(n, LATENT_CHANNELS, 2, 2, 2) for k in range(2))
@@ -42,7 +47,8 @@ def test_who_predicts_the_fine_video_follows_the_trained_way(strength: float, ki
     scheduler, pool = build_scheduler(), drawn(3)
     diffusion, noise = Diffusion(scheduler), Key(1).normal(*pool["fine"].shape)
     start = torch.full((3,), round(1000 * strength) - 1.0)
-    shifted = noise + enhancer.shift(diffusion, start) * (pool["enlarged"] - pool["fine"])
+    signal, share = enhancer.levels(diffusion, start)
+    shifted = noise + signal / share * (pool["enlarged"] - pool["fine"])
 
     def perfect(latents: torch.Tensor, step: Step) -> torch.Tensor:
         time = torch.full((3,), step.time)
@@ -60,15 +66,15 @@ def test_batches_lie_on_such_ways() -> None:
     generator = torch.Generator().manual_seed(0)
     batch = enhancer.shifted_batch(pool, torch.zeros(1, 3, 4), diffusion, generator)
     assert batch["time"].min() >= 0 and batch["time"].max() < enhancer.MOST
-    signal, share = diffusion._levels(batch["time"])
+    signal, share = enhancer.levels(diffusion, batch["time"])
     noise = (batch["noisy"] - signal * pool["fine"]) / share
     torch.testing.assert_close(batch["target"], signal * noise - share * pool["fine"], atol=1e-3, rtol=1e-3)
     residual = pool["enlarged"] - pool["fine"]
     held = (noise * residual).sum(dim=(1, 2, 3, 4)) / residual.square().sum(dim=(1, 2, 3, 4))
-    least, most = (enhancer.shift(diffusion, torch.tensor([float(u)])).item() for u in (enhancer.MOST, enhancer.LEAST))
+    least, most = (ratio(diffusion, torch.tensor([float(u)])).item() for u in (enhancer.MOST, enhancer.LEAST))
     spread = 4 / residual.square().sum(dim=(1, 2, 3, 4)).sqrt()
     assert (held > least - spread).all() and (held < most + spread).all()
-    at_most = enhancer.shift(diffusion, batch["time"].clamp(min=enhancer.LEAST)).flatten()
+    at_most = ratio(diffusion, batch["time"].clamp(min=enhancer.LEAST))
     assert (held < at_most + spread).all()
     torch.testing.assert_close(
         (noise - held.view(-1, 1, 1, 1, 1) * residual).std(), torch.tensor(1.0), atol=0.02, rtol=0

@@ -35,7 +35,8 @@ def train_base(options: TrainOptions) -> None:
 
 
 def noised_batch(drawn: Mapping[str, Tensor], empty: Empty, diffusion: Diffusion, generator: torch.Generator) -> Batch:
-    """A batch of `DiffusionObjective` from rows of a pool: noise, timesteps, one of two captions or none."""
+    """A batch of `DiffusionObjective` from rows of a pool: noise, timesteps, one of two captions or none; all noise
+    levels count alike."""
     clean = drawn["latents"].float()
     text = some_text(drawn["text"], empty, generator)
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
@@ -45,6 +46,7 @@ def noised_batch(drawn: Mapping[str, Tensor], empty: Empty, diffusion: Diffusion
         "target": diffusion.target(clean, noise, time),
         "text": text,
         "time": time,
+        "weight": torch.ones_like(time),
     }
 
 

@@ -113,26 +113,35 @@ def enlarge(frames: Clips) -> UInt8[Tensor, "clips time 3 high wide"]:
 
 
 def shifted_batch(drawn: Mapping[str, Tensor], empty: Empty, diffusion: Diffusion, generator: torch.Generator) -> Batch:
-    """A batch of `DiffusionObjective` from rows of a pool: starts, times before them, noise with the residual in it."""
+    """A batch of `DiffusionObjective` from rows of a pool: starts, times before them, noise with the residual in it.
+
+    A velocity that errs by e stands for a fine video that errs by noise(t) * e. Weighted by the square of noise(t) /
+    noise(u), the loss asks for the fine video, at the beginning of every way alike; else most of it would be what
+    nobody can know, the noise that is left close to the end.
+    """
     fine, enlarged = drawn["fine"].float(), drawn["enlarged"].float()
     text = some_text(drawn["text"], empty, generator)
     start = LEAST + (MOST - LEAST) * torch.rand(len(fine), generator=generator, device=fine.device)
     time = (diffusion.times(len(fine), generator) / diffusion.steps * start).floor()
     noise = torch.randn(fine.shape, generator=generator, device=fine.device)
-    noise = noise + shift(diffusion, start.floor()) * (enlarged - fine)
+    begin, now = levels(diffusion, start.floor()), levels(diffusion, time)
+    noise = noise + begin[0] / begin[1] * (enlarged - fine)
     return {
         "noisy": diffusion.noised(fine, noise, time),
         "target": diffusion.target(fine, noise, time),
         "text": text,
         "time": time,
+        "weight": (now[1] / begin[1]).square().flatten(),
     }
 
 
-def shift(diffusion: Diffusion, start: Float[Tensor, " n"]) -> Float[Tensor, "n 1 1 1 1"]:
-    """How much of the residual the noise holds if SDEdit starts at this level: signal / noise."""
-    one = torch.ones(len(start), 1, 1, 1, 1, device=start.device)
+def levels(
+    diffusion: Diffusion, time: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, "n 1 1 1 1"], Float[Tensor, "n 1 1 1 1"]]:
+    """Signal and noise at these timesteps."""
+    one = torch.ones(len(time), 1, 1, 1, 1, device=time.device)
     nothing = torch.zeros_like(one)
-    return diffusion.noised(one, nothing, start) / diffusion.noised(nothing, one, start)
+    return diffusion.noised(one, nothing, time), diffusion.noised(nothing, one, time)
 
 
 @torch.no_grad()

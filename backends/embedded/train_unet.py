@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -67,7 +66,7 @@ class UNetTraining:
 
 @final
 class DiffusionObjective(nn.Module):
-    """Squared error of what the U-Net predicts, the velocity of Salimans & Ho; all noise levels alike."""
+    """Squared error of what the U-Net predicts, the velocity of Salimans & Ho, with each clip's weight."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
@@ -75,9 +74,10 @@ class DiffusionObjective(nn.Module):
         self.unet = unet
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """batch: `noisy`, `target` [n, channels, time, high, wide], `text` [n, tokens, depth], `time` [n]."""
+        """batch: `noisy`, `target` [n, channels, time, high, wide], `text` [n, tokens, depth], `time`, `weight` [n]."""
         output = self.unet(batch["noisy"], batch["time"], encoder_hidden_states=batch["text"]).sample
-        return {"loss": F.mse_loss(output.float(), batch["target"])}
+        error = (output.float() - batch["target"]).square().mean(dim=(1, 2, 3, 4))
+        return {"loss": (error * batch["weight"]).mean()}
 
 
 def train_unet(training: UNetTraining, options: TrainOptions, recipe: Recipe) -> None:
