@@ -20,7 +20,7 @@ from benchmarks.hidden import calibrate, kept
 from benchmarks.intervals import Estimate, mean, ratio, share
 from benchmarks.judged import Referee, appoint, judge_folder, tell
 from benchmarks.measures import Job, Look, measured
-from benchmarks.over_time import collapse, draw, draw_sheet, stretches
+from benchmarks.over_time import EVERY, collapse, draw, draw_sheet, stretches
 from streaming.guidance import ClassifierFree
 from streaming.keys import Key
 from streaming.loop import chunk_lengths
@@ -62,6 +62,8 @@ def main(
     ] = None,
 ) -> None:
     """Prints the figures with 95 % intervals; see docs/benchmarks.md for what each means."""
+    if over_time is not None and frames < EVERY:
+        raise typer.BadParameter(f"--over-time needs at least {EVERY} frames, not {frames}", param_hint="--frames")
     where = torch.device(device)
     opened = open_model(model, device=where, dtype=torch.float32)
     defaults = opened.defaults

@@ -1,7 +1,10 @@
 """What the benchmarks of the embedded models count: intervals, the judge's limits, what is kept, what is collapse."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -248,3 +251,12 @@ def test_pictures_are_drawn(tmp_path) -> None:
     draw_sheet(tmp_path / "sheet.png", [torch.zeros(300, 3, 8, 8, dtype=torch.uint8)], ["a prompt"])
     with Image.open(tmp_path / "plot.png") as plot, Image.open(tmp_path / "sheet.png") as sheet:
         assert plot.size[0] > 500 and sheet.size == (4 * 10, 8 + 2 + 14)
+
+
+def test_too_short_to_be_followed(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "benchmarks.long_videos", "--frames", "99", "--over-time", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2 and "--over-time needs at least 100 frames, not 99" in " ".join(ran.stderr.split())

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from backends.embedded import train_clip as clip
 from backends.embedded import train_enhancer as enhancer
 from backends.embedded import train_vae as vae
-from backends.embedded.config import LATENT_CHANNELS, build_scheduler, build_vae
+from backends.embedded.config import LATENT_CHANNELS, build_defaults, build_scheduler, build_vae
 from backends.embedded.pool import decode, encode
 from backends.world import render, sample_scenes
 from streaming.enhancer import assemble_enhancer
@@ -106,7 +106,10 @@ def test_trains_and_enhances(tmp_path: Path) -> None:
     clip.train_clip(toy(tmp_path))
     enhancer.train_enhancer(toy(tmp_path))
     told = json.loads((tmp_path / "logs" / "enhancer.report.json").read_text())
-    assert set(told) == {"bicubic dB", "enhanced dB", "autoencoder dB"}
+    assert {"bicubic dB", "strength 0.3 dB", "autoencoder dB"} < set(told)
+    defaults, _ = build_defaults(enhancer.ENHANCED_SIZE, enhancer.ENHANCED_FRAMES)
+    assert defaults.strength in enhancer.STRENGTHS
+    assert enhancer.LEAST / 1000 <= min(enhancer.STRENGTHS) and max(enhancer.STRENGTHS) <= enhancer.MOST / 1000
     assert (tmp_path / "logs" / "enhancer.png").stat().st_size
     assert AutoencoderKL.from_pretrained(tmp_path / "vae").config.latent_channels == LATENT_CHANNELS
 

@@ -9,6 +9,7 @@ the idea of ResShift, arXiv 2307.12348; here schedule, prediction type and sampl
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from streaming.keys import Key
 from streaming.noising import Diffusion
 from streaming.sample import Sampler, Step
 from streaming.training import Recipe, TrainOptions
+from streaming.types import Latents
 
 RECIPE = Recipe(steps=4000, batch=48, learning_rate=8e-4, warmup=200, weight_decay=0.01, ema=0.998, log_every=25)
 TOY = Recipe(steps=60, batch=4, learning_rate=2e-3, warmup=10, ema=0.9, log_every=10)
@@ -43,6 +45,10 @@ FAULTS = 0.3
 """Largest standard deviation of what is added to the small videos' latents (whose own is 1), as a base model errs."""
 AVERAGE_FAULTS = FAULTS / 2
 """That of the videos that are reported on."""
+AT_ONCE = 8
+"""Clips that are enhanced together for the report."""
+STRENGTHS = (0.1, 0.2, 0.3, 0.5)
+"""Reported on."""
 
 Clips = UInt8[Tensor, "clips time 3 rows cols"]
 
@@ -157,32 +163,42 @@ def _reported(options: TrainOptions, unet: Any, parts: Frozen) -> None:
     text = text_states(parts.tokenizer, parts.text_encoder, complete_captions(scenes.to("cpu")))
     training = unet.training
     unet.eval()
-    made = torch.cat([
-        decode(parts.vae, enhanced(unet, encode(parts.vae, enlarged[k : k + 8]), text[k : k + 8], key.fold("chunk", k)))
-        for k in range(0, n, 8)
-    ])  # fmt: skip
+    latents = encode(parts.vae, enlarged)
+    made = {
+        strength: decode(parts.vae, enhanced(unet, latents, text, strength, key.fold("noise")))
+        for strength in STRENGTHS
+    }
     unet.train(training)
-    rows = [row for k in range(min(n, 8)) for row in (enlarged[k, ::4], made[k, ::4], fine[k, ::4])]
+    shipped = made[build_defaults(ENHANCED_SIZE, ENHANCED_FRAMES)[0].strength]
+    rows = [row for k in range(min(n, 8)) for row in (enlarged[k, ::4], shipped[k, ::4], fine[k, ::4])]
     sheet(options.work / "logs" / "enhancer.png", torch.stack(rows))
-    best = decode(parts.vae, encode(parts.vae, fine))
-    told = {"bicubic": enlarged, "enhanced": made, "autoencoder": best}
+    told = {"bicubic": enlarged} | {f"strength {strength}": clips for strength, clips in made.items()}
+    told["autoencoder"] = decode(parts.vae, encode(parts.vae, fine))
     report(options.work, "enhancer", {f"{name} dB": decibels(clips, fine) for name, clips in told.items()})
 
 
 def enhanced(
-    unet: Any, clean: Tensor, text: Float[Tensor, "clips tokens depth"], key: Key
+    unet: Any,
+    clean: Float[Tensor, "clips channels time high wide"],
+    text: Float[Tensor, "clips tokens depth"],
+    strength: float,
+    key: Key,
 ) -> Float[Tensor, "clips channels time high wide"]:
-    """SDEdit of the settings that ship, without guidance, from latents of enlarged videos."""
+    """SDEdit by the sampler that ships, without guidance, from latents of enlarged videos; some at a time."""
     defaults, _ = build_defaults(ENHANCED_SIZE, ENHANCED_FRAMES)
-    noise = torch.randn(clean.shape, generator=device_generator(key, clean.device), device=clean.device)
+    sampler, generator = Sampler(defaults.sampler, defaults.steps, defaults.eta), device_generator(key, clean.device)
+    parts = []
+    for some, said in zip(clean.split(AT_ONCE), text.split(AT_ONCE), strict=True):
+        noise = torch.randn(some.shape, generator=generator, device=some.device)
+        predict = partial(_velocity, unet, said)
+        parts.append(sampler(predict, noise, torch.zeros_like, build_scheduler(), strength=strength, clean=some))
+    return torch.cat(parts)
 
-    def denoise(latents: Tensor, step: Step) -> Tensor:
-        time = torch.full((len(latents),), step.time, device=latents.device)
-        with half_precision(latents.device):
-            return unet(latents, time, encoder_hidden_states=text).sample.float()
 
-    sampler = Sampler(defaults.sampler, defaults.steps, defaults.eta)
-    return sampler(denoise, noise, torch.zeros_like, build_scheduler(), strength=defaults.strength, clean=clean)
+def _velocity(unet: Any, text: Float[Tensor, "clips tokens depth"], latents: Latents, step: Step) -> Latents:
+    time = torch.full((len(latents),), step.time, device=latents.device)
+    with half_precision(latents.device):
+        return unet(latents, time, encoder_hidden_states=text).sample.float()
 
 
 def decibels(clips: Clips, truth: Clips) -> float:
