@@ -123,7 +123,7 @@ class MemoryObjective(nn.Module):
 
 def train_cam(options: TrainOptions) -> Result:
     """Train CAM into `work/cam`, on the frozen base [StreamingT2V §4.1]."""
-    recipe, model = cam_recipe(toy=options.toy), _open(options)
+    recipe, model = _asked(cam_recipe(toy=options.toy), options), _open(options)
     with initial_weights(recipe.loop.seed):
         short = new_cam(model, condition=recipe.condition)
     return train("cam", model, short, None, recipe, options, lambda: short.save(options.work / "cam"))
@@ -134,7 +134,7 @@ def train_cam_with_frame_mask(options: TrainOptions) -> Result:
 
     Raises UserError for a base model that takes no given frames.
     """
-    recipe, model = cam_recipe(toy=options.toy), _open(options)
+    recipe, model = _asked(cam_recipe(toy=options.toy), options), _open(options)
     check_takes_given_frames(model, instead="cam+inject, trained as cam")
     with initial_weights(recipe.loop.seed):
         short = new_cam(model, condition=recipe.condition)
@@ -161,7 +161,7 @@ def train_conc_cond(options: TrainOptions) -> Result:
 
 def train_add_cond(options: TrainOptions) -> Result:
     """Train Add-Cond into `work/add-cond`, as CAM is trained."""
-    recipe, model = cam_recipe(toy=options.toy), _open(options)
+    recipe, model = _asked(cam_recipe(toy=options.toy), options), _open(options)
     with initial_weights(recipe.loop.seed):
         short = new_add_cond(model, condition=recipe.condition)
     return train(
@@ -192,7 +192,7 @@ def train_apm(options: TrainOptions) -> Result:
 
 def train_memories(options: TrainOptions) -> Result:
     """Train CAM and APM together into `work/cam` and `work/apm`."""
-    recipe, model = memories_recipe(toy=options.toy), _open(options)
+    recipe, model = _asked(memories_recipe(toy=options.toy), options), _open(options)
     with initial_weights(recipe.loop.seed):
         short, long = new_cam(model, condition=recipe.condition), new_apm(model)
 
@@ -247,6 +247,11 @@ def checkpoint_gradients(model: Model, short: ShortTermMemory[Any]) -> None:
                 "leave --checkpoint-gradients out, or lower --batch"
             )
         part.checkpoint_gradients()
+
+
+def _asked(recipe: MemoryRecipe, options: TrainOptions) -> MemoryRecipe:
+    """The recipe with the condition that the options ask for."""
+    return recipe if options.condition is None else replace(recipe, condition=options.condition)
 
 
 def _open(options: TrainOptions) -> Model:

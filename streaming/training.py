@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ class TrainOptions:
     """Name in the entry point group `streaming.datasets`."""
     image_encoder: str | None = None
     """What APM sees the anchor frame with, as `registry.image_encoder_spec` reads it; None: the model's own."""
+    condition: Literal["pixels", "latents"] | None = None
+    """What memories that are shown the last frames see of them; None: the recipe's own choice."""
     started: float = field(default_factory=time.monotonic)
     """When the command started (`time.monotonic`)."""
 

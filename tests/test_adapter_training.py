@@ -17,7 +17,7 @@ from adapters.apm import apm, new_apm
 from adapters.cam import cam, new_cam
 from adapters.clips import ClipBatches, drops
 from adapters.recipe import MemoryRecipe, apm_recipe, cam_recipe, memories_recipe
-from adapters.train import MemoryObjective, train, train_apm, train_cam, train_memories
+from adapters.train import MemoryObjective, train, train_add_cond, train_apm, train_cam, train_memories
 from streaming.cli.train import train as command_line
 from streaming.errors import UserError
 from streaming.keys import Key, initial_weights
@@ -279,6 +279,34 @@ def test_codecs_that_pack_time_are_served_by_latents(tmp_path, monkeypatch, comm
     assert short.config.condition == "latents" and all(merger.proj_out.weight.any() for merger in short.mergers)
     told = ClipBatches(toy_model(packs=2), ToyClips(), cam_recipe(toy=True), batch=2, name="t")
     assert told.condition == "latents" and "tail" not in told.slice_of(Key(0), CPU)
+
+
+@pytest.mark.parametrize("condition", ["pixels", "latents"])
+@pytest.mark.parametrize("part", ["cam", "add-cond", "memories"])
+def test_what_is_seen_of_the_last_frames_can_be_chosen(tmp_path, monkeypatch, part, condition):
+    monkeypatch.setattr(adapters.train, "open_model", lambda work: toy_model(tmp_path))
+    monkeypatch.setattr(adapters.train, "load", lambda group, name: ToyClips)
+    command = {"cam": train_cam, "add-cond": train_add_cond, "memories": train_memories}[part]
+    assert command(options(tmp_path, toy=True, condition=condition)).finished
+    folder = "add-cond" if part == "add-cond" else "cam"
+    assert json.loads((tmp_path / folder / "config.json").read_text())["condition"] == condition
+
+
+def test_pixels_cannot_be_asked_of_codecs_that_pack_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapters.train, "open_model", lambda work: toy_model(tmp_path, packs=2))
+    with pytest.raises(UserError, match="packs frames in time, so CAM cannot be conditioned on pixels: choose latents"):
+        train_cam(options(tmp_path, toy=True, condition="pixels"))
+
+
+@pytest.mark.parametrize("part", ["apm", "append", "conc-cond", "base", "judge"])
+def test_parts_that_are_not_shown_the_last_frames_in_two_ways(tmp_path, part):
+    with pytest.raises(UserError) as error:
+        command_line(part, tmp_path / "work", condition="latents")
+    assert str(error.value) == (
+        f"{part} has no choice of what it sees: leave --condition out, it is for cam, cam+frame-mask, add-cond and "
+        "memories"
+    )
+    assert not (tmp_path / "work").exists()
 
 
 def unet_model():

@@ -3,7 +3,7 @@
 import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,6 +13,8 @@ MEMORIES = ("cam", "apm", "memories", "cam+frame-mask", "conc-cond", "add-cond",
 """Parts that are trained on a base model that is there."""
 BLIND = ("vae", "clip", "judge", "base", "enhancer", "cam", "cam+frame-mask", "conc-cond", "add-cond")
 """Parts that have no use for an image encoder."""
+SHOWN = ("cam", "cam+frame-mask", "add-cond", "memories")
+"""Parts that are shown the last frames, as pixels or as latents."""
 
 
 def train(
@@ -44,6 +46,14 @@ def train(
             help="For apm, append and memories: what they see the anchor frame with. Give `generate` the same.",
         ),
     ] = None,
+    condition: Annotated[
+        Literal["pixels", "latents"] | None,
+        typer.Option(
+            help="For cam, add-cond and memories: what they see of the last frames.  "
+            "[default: pixels, as in the paper, unless the autoencoder packs frames]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train one part of a model on captioned clips.
 
@@ -57,11 +67,14 @@ def train(
         raise UserError(f'no trainer is called "{part}"; there are: {", ".join(sorted(found))}')
     if image_encoder is not None and part in BLIND:
         raise UserError(f"{part} sees no anchor frame: leave --image-encoder out, it is for apm, append and memories")
+    if condition is not None and part not in SHOWN and part in (*MEMORIES, *BLIND):
+        shown = " and ".join((", ".join(SHOWN[:-1]), SHOWN[-1]))
+        raise UserError(f"{part} has no choice of what it sees: leave --condition out, it is for {shown}")
     _check_work(part, work)
     options = TrainOptions(
         work=work, steps=steps, minutes=minutes, within=within, batch=batch, compile=compile,
         checkpoint_gradients=checkpoint_gradients, device=device, toy=toy, dataset=dataset,
-        image_encoder=image_encoder,
+        image_encoder=image_encoder, condition=condition,
     )  # fmt: skip
     found[part].load()(options)
 
