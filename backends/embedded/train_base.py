@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from backends.embedded.config import FRAMES, SIZE, build_base, build_scheduler
-from backends.embedded.pool import latent_slices
+from backends.embedded.pool import PERIOD, latent_slices
 from backends.embedded.report import judged_samples, report, sample_clips
 from backends.embedded.train_unet import Batch, Empty, Frozen, UNetTraining, some_text, train_unet
 from streaming.keys import Key
@@ -28,6 +28,7 @@ def train_base(options: TrainOptions) -> None:
         frames=FRAMES,
         size=SIZE,
         slices=lambda parts: latent_slices(parts.vae, parts.tokenizer, parts.text_encoder, frames=FRAMES, size=SIZE),
+        period=PERIOD,
         noised=noised_batch,
         finished=_judged,
     )

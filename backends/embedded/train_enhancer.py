@@ -39,6 +39,8 @@ from streaming.types import Latents
 
 RECIPE = Recipe(steps=4000, batch=48, learning_rate=8e-4, warmup=200, weight_decay=0.01, ema=0.998, log_every=25)
 TOY = Recipe(steps=60, batch=4, learning_rate=2e-3, warmup=10, ema=0.9, log_every=10)
+PERIOD = 16
+"""How often a pair is used on average: coding two large videos and two small ones costs as much as a few steps."""
 LEAST, MOST = 100, 700
 """Levels (timesteps) at which SDEdit may start: strengths of 0.1 to 0.7."""
 FAULTS = 0.3
@@ -62,6 +64,7 @@ def train_enhancer(options: TrainOptions) -> None:
         frames=ENHANCED_FRAMES,
         size=ENHANCED_SIZE,
         slices=pairs,
+        period=PERIOD,
         noised=shifted_batch,
         finished=_reported,
     )

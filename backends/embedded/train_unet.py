@@ -58,6 +58,8 @@ class UNetTraining:
     """Rows and columns, pixels."""
     slices: Callable[[Frozen], Callable[[Scenes, torch.Generator], Samples]]
     """Makes a pool's slices."""
+    period: int
+    """How often a clip is used on average."""
     noised: Callable[[Samples, Empty, Diffusion, torch.Generator], Batch]
     """Rows of a pool to a batch."""
     finished: Callable[[TrainOptions, Any, Frozen], None]
@@ -94,7 +96,8 @@ def train_unet(training: UNetTraining, options: TrainOptions, recipe: Recipe) ->
         for part in (frozen.vae, frozen.text_encoder):
             freeze(part, device)
         empty = text_states(frozen.tokenizer, frozen.text_encoder, [""])
-        pool = world_pool(key, device, training.slices(frozen), clips=count, slices=2 if options.toy else 24)
+        make, slices = training.slices(frozen), 2 if options.toy else 24
+        pool = world_pool(key, device, make, clips=count, slices=slices, period=training.period)
         while True:
             drawn = key.fold("step", step)
             generator = device_generator(drawn.fold("noise"), device)
