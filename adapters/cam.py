@@ -44,6 +44,8 @@ class CAMConfig:
     """Channels of an attention head in the mergers (published model: 64)."""
     norm_groups: int = 32
     """Groups of the mergers' GroupNorm, at most."""
+    reach: int | None = None
+    """Latent frames over which the mergers know how far back a remembered frame lies; None: they don't (the paper)."""
 
     @classmethod
     def fitting(
@@ -53,6 +55,7 @@ class CAMConfig:
         *,
         condition: Literal["pixels", "latents"] | None = None,
         widths: tuple[int, ...] = STAGE_WIDTHS,
+        reach: int | None = None,
     ) -> "CAMConfig":
         """Sizes for a backbone and its codec; heads as wide as all sites allow, 64 at most.
 
@@ -70,6 +73,7 @@ class CAMConfig:
             channels=3 if condition == "pixels" else codec.channels,
             widths=(widths + (widths[-1],) * stages)[: stages + 1] if condition == "pixels" else widths[-2:],
             head_dim=math.gcd(64, *(site.width for site in backbone.feature_sites)),
+            reach=reach,
         )
 
 
@@ -98,7 +102,9 @@ class CAM(ShortTermMemory[CAMState]):
             config.channels, config.widths, encoder.condition_width, shrink=config.condition == "pixels"
         )
         self.encoder = encoder
-        self.mergers = nn.ModuleList(Merger(site.width, config.head_dim, config.norm_groups) for site in config.sites)
+        self.mergers = nn.ModuleList(
+            Merger(site.width, config.head_dim, config.norm_groups, config.reach) for site in config.sites
+        )
 
     @property
     def reads(self) -> Literal["pixels", "latents"]:
@@ -153,7 +159,8 @@ def new_cam(model: Model, *, condition: Literal["pixels", "latents"] | None = No
 
     condition: None takes what `fitting_condition` says. Raises UserError for pixels if the codec packs time.
     """
-    config = CAMConfig.fitting(model.backbone, model.codec, condition=condition)
+    reach = model.backbone.window.frames
+    config = CAMConfig.fitting(model.backbone, model.codec, condition=condition, reach=reach)
     return CAM(config, model.backbone.feature_encoder()).to(model.device)
 
 

@@ -6,6 +6,7 @@ from typing import final
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from adapters.distance_bias import DistanceBias
 from streaming.short_attention import attention
 from streaming.types import Features
 
@@ -16,11 +17,14 @@ class Merger(nn.Module):
 
     Queries are all frames of the chunk, keys and values the remembered ones; their numbers need not match. The memory
     is neither normalised nor projected by `proj_in`; q, k, v have no bias, `to_out` has one (conventions of the
-    published code).
+    published code). With a reach, attention also knows how far back the remembered frames lie (`DistanceBias`).
     """
 
-    def __init__(self, width: int, head_dim: int, norm_groups: int = 32) -> None:
-        """width: channels of the site, a multiple of head_dim; norm_groups: at most so many groups of channels."""
+    def __init__(self, width: int, head_dim: int, norm_groups: int = 32, reach: int | None = None) -> None:
+        """width: channels of the site, a multiple of head_dim; norm_groups: at most so many groups of channels.
+
+        reach: latent frames, for `DistanceBias`; None: no positions, as published.
+        """
         super().__init__()
         if width % head_dim:
             raise ValueError(f"{width} channels are no multiple of heads of {head_dim}")
@@ -32,6 +36,7 @@ class Merger(nn.Module):
         self.to_v = nn.Linear(width, width, bias=False)
         self.to_out = nn.Linear(width, width)
         self.proj_out = nn.Linear(width, width)
+        self.distance = None if reach is None else DistanceBias(width // head_dim, reach)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
@@ -40,7 +45,8 @@ class Merger(nn.Module):
         batch, frames, positions, width = features.shape
         normed = self.norm(features.flatten(1, 2).transpose(1, 2)).transpose(1, 2)
         query = self._heads(self.to_q(self.proj_in(normed.unflatten(1, (frames, positions)))))
-        attended = attention(query, self._heads(self.to_k(memory)), self._heads(self.to_v(memory)))
+        bias = None if self.distance is None else self.distance(frames, memory.shape[1])
+        attended = attention(query, self._heads(self.to_k(memory)), self._heads(self.to_v(memory)), bias)
         joined = attended.transpose(1, 2).reshape(batch, positions, frames, width).transpose(1, 2)
         return self.proj_out(self.to_out(joined)).to(features.dtype)
 
