@@ -109,7 +109,7 @@ def train_clip(options: TrainOptions) -> None:
         save_folder(options.work / "tokenizer", lambda folder: tokenizer.save_pretrained(folder))
         save_half(objective.text, options.work / "text_encoder")
         save_half(objective.image, options.work / "image_encoder")
-        _save_preprocessor(options.work / "image_encoder")
+        save_preprocessor(options.work / "image_encoder")
 
     fit("clip", objective, batches, recipe, options, export=export)
 
@@ -178,7 +178,8 @@ def retrieval(objective: ClipObjective, tokenizer: Any, *, n: int) -> dict[str, 
     }
 
 
-def _save_preprocessor(folder: Path) -> None:
+def save_preprocessor(folder: Path) -> None:
+    """Write how pictures are prepared beside the image encoder."""
     from transformers import CLIPImageProcessor
 
     size = {"height": SIZE, "width": SIZE}

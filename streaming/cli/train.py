@@ -11,7 +11,7 @@ from streaming.errors import UserError
 
 MEMORIES = ("cam", "apm", "memories", "cam+frame-mask", "conc-cond", "add-cond", "append")
 """Parts that are trained on a base model that is there."""
-BLIND = ("vae", "clip", "judge", "base", "enhancer", "cam", "cam+frame-mask", "conc-cond", "add-cond")
+BLIND = ("vae", "clip", "text", "image", "judge", "base", "enhancer", "cam", "cam+frame-mask", "conc-cond", "add-cond")
 """Parts that have no use for an image encoder."""
 SHOWN = ("cam", "cam+frame-mask", "add-cond", "memories")
 """Parts that are shown the last frames, as pixels or as latents."""
@@ -21,8 +21,8 @@ def train(
     part: Annotated[
         str,
         typer.Argument(
-            help="What to train: vae, clip, judge, base, enhancer, memories, cam, apm, conc-cond, add-cond, append, "
-            "cam+frame-mask or a plugin's."
+            help="What to train: vae, clip, text, image, judge, base, enhancer, memories, cam, apm, conc-cond, "
+            "add-cond, append, cam+frame-mask or a plugin's."
         ),
     ],
     work: Annotated[Path, typer.Option(help="Model directory that grows part by part; training resumes from it.")],
