@@ -4,6 +4,7 @@ Rivals are trained as what they are compared with: the same clips in the same or
 and at the same rate.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, Protocol, final, runtime_checkable
@@ -123,7 +124,7 @@ class MemoryObjective(nn.Module):
 
 def train_cam(options: TrainOptions) -> Result:
     """Train CAM into `work/cam`, on the frozen base [StreamingT2V §4.1]."""
-    recipe, model = _asked(cam_recipe(toy=options.toy), options), _open(options)
+    recipe, model = _asked(cam_recipe(toy=options.toy), options, "cam"), _open(options)
     with initial_weights(recipe.loop.seed):
         short = new_cam(model, condition=recipe.condition)
     return train("cam", model, short, None, recipe, options, lambda: short.save(options.work / "cam"))
@@ -134,7 +135,7 @@ def train_cam_with_frame_mask(options: TrainOptions) -> Result:
 
     Raises UserError for a base model that takes no given frames.
     """
-    recipe, model = _asked(cam_recipe(toy=options.toy), options), _open(options)
+    recipe, model = _asked(cam_recipe(toy=options.toy), options, "cam+frame-mask"), _open(options)
     check_takes_given_frames(model, instead="cam+inject, trained as cam")
     with initial_weights(recipe.loop.seed):
         short = new_cam(model, condition=recipe.condition)
@@ -161,7 +162,7 @@ def train_conc_cond(options: TrainOptions) -> Result:
 
 def train_add_cond(options: TrainOptions) -> Result:
     """Train Add-Cond into `work/add-cond`, as CAM is trained."""
-    recipe, model = _asked(cam_recipe(toy=options.toy), options), _open(options)
+    recipe, model = _asked(cam_recipe(toy=options.toy), options, "add-cond"), _open(options)
     with initial_weights(recipe.loop.seed):
         short = new_add_cond(model, condition=recipe.condition)
     return train(
@@ -192,7 +193,7 @@ def train_apm(options: TrainOptions) -> Result:
 
 def train_memories(options: TrainOptions) -> Result:
     """Train CAM and APM together into `work/cam` and `work/apm`."""
-    recipe, model = _asked(memories_recipe(toy=options.toy), options), _open(options)
+    recipe, model = _asked(memories_recipe(toy=options.toy), options, "memories", "cam"), _open(options)
     with initial_weights(recipe.loop.seed):
         short, long = new_cam(model, condition=recipe.condition), new_apm(model)
 
@@ -249,9 +250,15 @@ def checkpoint_gradients(model: Model, short: ShortTermMemory[Any]) -> None:
         part.checkpoint_gradients()
 
 
-def _asked(recipe: MemoryRecipe, options: TrainOptions) -> MemoryRecipe:
-    """The recipe with the condition that the options ask for."""
-    return recipe if options.condition is None else replace(recipe, condition=options.condition)
+def _asked(recipe: MemoryRecipe, options: TrainOptions, name: str, folder: str | None = None) -> MemoryRecipe:
+    """The recipe with the condition that the options ask for, or else that a training to be gone on with began with.
+
+    name: of its state. folder: where its short-term memory lies; None: `name`.
+    """
+    condition, config = options.condition, options.work / (folder or name) / "config.json"
+    if condition is None and (options.work / "state" / f"{name}.safetensors").exists() and config.exists():
+        condition = json.loads(config.read_text()).get("condition")
+    return recipe if condition is None else replace(recipe, condition=condition)
 
 
 def _open(options: TrainOptions) -> Model:

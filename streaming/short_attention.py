@@ -45,32 +45,11 @@ def attention(
     if short_attention is None or not queries.is_cuda or not is_short(queries, keys):
         mask = None if bias is None else bias.to(queries.dtype)
         return F.scaled_dot_product_attention(queries, keys, values, mask)
-    if bias is not None:
-        queries, keys = as_channels(queries, keys, bias)
-        sizes = values.shape[3], queries.shape[3] - values.shape[3]
-        empty = values.new_zeros(*values.shape[:3], sizes[1])  # padding and slicing don't compile everywhere (2.11)
-        return attention(queries, keys, torch.cat([values, empty], dim=3)).split(sizes, dim=3)[0]
     if torch.is_autocast_enabled("cuda"):
         kind = torch.get_autocast_dtype("cuda")
         queries, keys, values = queries.to(kind), keys.to(kind), values.to(kind)
-    return short_attention(*(x.transpose(1, 2) for x in (queries, keys, values))).transpose(1, 2)
-
-
-def as_channels(
-    queries: Float[Tensor, "batch heads read depth"],
-    keys: Float[Tensor, "batch heads tokens depth"],
-    bias: Float[Tensor, "heads read tokens"],
-) -> tuple[Float[Tensor, "batch heads read wider"], Float[Tensor, "batch heads tokens wider"]]:
-    """Queries and keys whose scaled products are those of the given ones plus the bias.
-
-    A channel more for each key: 1 in that key, in the queries what the bias says of it. Spares the programs a second
-    kind of gradient.
-    """
-    batch, tokens, depth = len(queries), keys.shape[2], queries.shape[3]
-    scale = (depth + tokens) ** 0.5
-    told = (scale * bias).to(queries.dtype).expand(batch, -1, -1, -1)
-    own = torch.eye(tokens, dtype=keys.dtype, device=keys.device).expand(batch, keys.shape[1], -1, -1)
-    return torch.cat([queries * (scale * depth**-0.5), told], dim=3), torch.cat([keys, own], dim=3)
+    queries, keys, values = (x.transpose(1, 2) for x in (queries, keys, values))
+    return short_attention(queries, keys, values, None if bias is None else bias.float().contiguous()).transpose(1, 2)
 
 
 def is_short(queries: Float[Tensor, "batch heads read depth"], keys: Float[Tensor, "batch heads tokens depth"]) -> bool:

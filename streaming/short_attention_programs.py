@@ -29,9 +29,14 @@ def _store(at, what, batch, head, token, channel, tokens, depth, heads) -> None:
 
 
 @triton.jit
-def _shares(q, k, scale, token, tokens, PRECISION: tl.constexpr) -> tl.tensor:
+def _shares(
+    q, k, scale, bias, head, reader, read, token, tokens, BIASED: tl.constexpr, PRECISION: tl.constexpr
+) -> tl.tensor:
     """How much each query reads of each key, float32."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    if BIASED:
+        place = (head * read + reader[:, None]) * tokens + token[None, :]
+        scores += tl.load(bias + place, mask=(reader[:, None] < read) & (token[None, :] < tokens), other=0.0)
     scores = tl.where(token[None, :] < tokens, scores, float("-inf"))
     shares = tl.exp(scores - tl.max(scores, 1)[:, None])
     return shares / tl.sum(shares, 1)[:, None]
@@ -39,7 +44,7 @@ def _shares(q, k, scale, token, tokens, PRECISION: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def _forward(
-    q, k, v, out, q0, q1, q2, k0, k1, k2, v0, v1, v2, scale, read, tokens, depth, heads,
+    q, k, v, bias, out, q0, q1, q2, k0, k1, k2, v0, v1, v2, scale, read, tokens, depth, heads, BIASED: tl.constexpr,
     READ: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """One head of one sequence."""
@@ -48,71 +53,80 @@ def _forward(
     mine = _load(q, q0, q1, q2, batch, head, reader, channel, read, depth)
     key = _load(k, k0, k1, k2, batch, head, token, channel, tokens, depth)
     value = _load(v, v0, v1, v2, batch, head, token, channel, tokens, depth)
-    shares = _shares(mine, key, scale, token, tokens, PRECISION)
+    shares = _shares(mine, key, scale, bias, head, reader, read, token, tokens, BIASED, PRECISION)
     made = tl.dot(shares.to(value.dtype), value, input_precision=PRECISION)
     _store(out, made, batch, head, reader, channel, read, depth, heads)
 
 
 @triton.jit
 def _backward(
-    q, k, v, grad, dq, dk, dv, q0, q1, q2, k0, k1, k2, v0, v1, v2, g0, g1, g2, scale, read, tokens, depth, heads,
-    READ: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, v, bias, grad, dq, dk, dv, dbias, q0, q1, q2, k0, k1, k2, v0, v1, v2, g0, g1, g2, scale, read, tokens, depth,
+    heads, BIASED: tl.constexpr, READ: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One head of one sequence; the shares are computed anew."""
+    """One head of one sequence; the shares are computed anew. All sequences add to `dbias`."""
     batch, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
     reader, token, channel = tl.arange(0, READ), tl.arange(0, TOKENS), tl.arange(0, DEPTH)
     mine = _load(q, q0, q1, q2, batch, head, reader, channel, read, depth)
     key = _load(k, k0, k1, k2, batch, head, token, channel, tokens, depth)
     value = _load(v, v0, v1, v2, batch, head, token, channel, tokens, depth)
     given = _load(grad, g0, g1, g2, batch, head, reader, channel, read, depth)
-    shares = _shares(mine, key, scale, token, tokens, PRECISION)
+    shares = _shares(mine, key, scale, bias, head, reader, read, token, tokens, BIASED, PRECISION)
     low = shares.to(value.dtype)
     _store(dv, tl.dot(tl.trans(low), given, input_precision=PRECISION), batch, head, token, channel, tokens, depth,
            heads)  # fmt: skip
     of_shares = tl.dot(given, tl.trans(value), input_precision=PRECISION)
-    of_scores = shares * (of_shares - tl.sum(shares * of_shares, 1)[:, None]) * scale
-    low = of_scores.to(value.dtype)
+    of_scores = shares * (of_shares - tl.sum(shares * of_shares, 1)[:, None])
+    if BIASED:
+        place = (head * read + reader[:, None]) * tokens + token[None, :]
+        tl.atomic_add(dbias + place, of_scores, mask=(reader[:, None] < read) & (token[None, :] < tokens))
+    low = (of_scores * scale).to(value.dtype)
     _store(dq, tl.dot(low, key, input_precision=PRECISION), batch, head, reader, channel, read, depth, heads)
     _store(dk, tl.dot(tl.trans(low), mine, input_precision=PRECISION), batch, head, token, channel, tokens, depth,
            heads)  # fmt: skip
 
 
 @triton_op("streamingt2v::short_attention", mutates_args={})
-def short_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """`attention` of [batch, tokens, heads, depth], on a GPU."""
+def short_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`attention` of [batch, tokens, heads, depth], on a GPU; bias: float32 [heads, read, tokens], contiguous."""
     queries, keys, values = _rows(queries), _rows(keys), _rows(values)
     out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
     wrap_triton(_forward)[_grid(queries)](
-        queries, keys, values, out, *_strides(queries, keys, values), *_sizes(queries, keys), **_tiles(queries, keys)
-    )
+        queries, keys, values, queries if bias is None else bias, out, *_strides(queries, keys, values),
+        *_sizes(queries, keys), BIASED=bias is not None, **_tiles(queries, keys),
+    )  # fmt: skip
     return out
 
 
 @triton_op("streamingt2v::short_attention_backward", mutates_args={})
 def short_attention_backward(
-    grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values."""
+    grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys, values and bias; the last is empty without a bias."""
     grad, queries, keys, values = (_rows(x) for x in (grad.to(queries.dtype), queries, keys, values))
     made = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (queries, keys, values)]
+    made.append(torch.zeros((0,) if bias is None else bias.shape, dtype=torch.float32, device=queries.device))
     wrap_triton(_backward)[_grid(queries)](
-        queries, keys, values, grad, *made, *_strides(queries, keys, values, grad), *_sizes(queries, keys),
-        **_tiles(queries, keys),
+        queries, keys, values, queries if bias is None else bias, grad, *made, *_strides(queries, keys, values, grad),
+        *_sizes(queries, keys), BIASED=bias is not None, **_tiles(queries, keys),
     )  # fmt: skip
-    return made[0], made[1], made[2]
+    return made[0], made[1], made[2], made[3]
 
 
 def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 
-short_attention.register_autograd(
-    lambda ctx, grad: short_attention_backward(grad, *ctx.saved_tensors), setup_context=_setup
-)
+def _gradients(ctx, grad) -> tuple[Tensor | None, ...]:
+    *inputs, bias = ctx.saved_tensors
+    *made, of_bias = short_attention_backward(grad, *inputs, bias)
+    return *made, None if bias is None else of_bias
+
+
+short_attention.register_autograd(_gradients, setup_context=_setup)
 
 
 @register_flop_formula(torch.ops.streamingt2v.short_attention)
-def _flops(queries, keys, values, *, out_shape=None, **kwargs) -> int:
+def _flops(queries, keys, values, *args, out_shape=None, **kwargs) -> int:
     turned = [(shape[0], shape[2], shape[1], shape[3]) for shape in (queries, keys, values)]
     return sdpa_flop_count(*turned)
 

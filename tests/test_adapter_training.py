@@ -17,12 +17,13 @@ from adapters.apm import apm, new_apm
 from adapters.cam import cam, new_cam
 from adapters.clips import ClipBatches, drops
 from adapters.recipe import MemoryRecipe, apm_recipe, cam_recipe, memories_recipe
-from adapters.train import MemoryObjective, train, train_add_cond, train_apm, train_cam, train_memories
+from adapters.train import MemoryObjective, train, train_apm, train_cam, train_memories
 from streaming.cli.train import train as command_line
 from streaming.errors import UserError
 from streaming.keys import Key, initial_weights
 from streaming.memory import Tail
 from streaming.noising import Diffusion
+from streaming.train_state import read_state
 from streaming.training import Recipe, Result, TrainOptions
 from tests.adapter_toys import CHANNELS, DEPTH, SIZE, TOKENS, WINDOW, ToyClips, toy_model, unzero
 
@@ -282,14 +283,18 @@ def test_codecs_that_pack_time_are_served_by_latents(tmp_path, monkeypatch, comm
 
 
 @pytest.mark.parametrize("condition", ["pixels", "latents"])
-@pytest.mark.parametrize("part", ["cam", "add-cond", "memories"])
+@pytest.mark.parametrize("part", ["cam", "cam+frame-mask", "add-cond", "memories"])
 def test_what_is_seen_of_the_last_frames_can_be_chosen(tmp_path, monkeypatch, part, condition):
     monkeypatch.setattr(adapters.train, "open_model", lambda work: toy_model(tmp_path))
     monkeypatch.setattr(adapters.train, "load", lambda group, name: ToyClips)
-    command = {"cam": train_cam, "add-cond": train_add_cond, "memories": train_memories}[part]
-    assert command(options(tmp_path, toy=True, condition=condition)).finished
-    folder = "add-cond" if part == "add-cond" else "cam"
+    monkeypatch.setattr(adapters.train, "check_takes_given_frames", lambda model, instead: None)
+    (tmp_path / "streamingt2v.json").write_text("{}")
+    command_line(part, tmp_path, toy=True, steps=2, device="cpu", condition=condition)
+    folder = "cam" if part == "memories" else part
     assert json.loads((tmp_path / folder / "config.json").read_text())["condition"] == condition
+    command_line(part, tmp_path, toy=True, steps=4, device="cpu")  # goes on with what it began with
+    assert json.loads((tmp_path / folder / "config.json").read_text())["condition"] == condition
+    assert read_state(tmp_path / "state" / f"{part}.safetensors")[1].step == 4
 
 
 def test_pixels_cannot_be_asked_of_codecs_that_pack_time(tmp_path, monkeypatch):
@@ -298,7 +303,7 @@ def test_pixels_cannot_be_asked_of_codecs_that_pack_time(tmp_path, monkeypatch):
         train_cam(options(tmp_path, toy=True, condition="pixels"))
 
 
-@pytest.mark.parametrize("part", ["apm", "append", "conc-cond", "base", "judge"])
+@pytest.mark.parametrize("part", ["apm", "append", "conc-cond", "base", "judge", "transformer"])
 def test_parts_that_are_not_shown_the_last_frames_in_two_ways(tmp_path, part):
     with pytest.raises(UserError) as error:
         command_line(part, tmp_path / "work", condition="latents")

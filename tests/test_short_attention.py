@@ -22,24 +22,30 @@ INTERPRETED = """
 import torch, torch.nn.functional as F
 from streaming import short_attention_programs as programs
 
-def check(batch, heads, read, tokens, depth):
+def check(batch, heads, read, tokens, depth, biased):
     made = torch.Generator().manual_seed(depth)
     shapes = (batch, read, heads, depth), (batch, tokens, heads, depth), (batch, tokens, heads, depth)
     q, k, v = inputs = [torch.randn(*shape, generator=made, requires_grad=True) for shape in shapes]
-    wanted = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in inputs)).transpose(1, 2)
+    bias = torch.randn(heads, read, tokens, generator=made, requires_grad=True)
+    mask = bias if biased else None
+    wanted = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in inputs), mask).transpose(1, 2)
     grad = torch.randn(wanted.shape, generator=made)
+    inputs += [bias] if biased else []
     gradients = torch.autograd.grad(wanted, inputs, grad)
-    out, found = torch.empty_like(q), [torch.empty_like(x) for x in inputs]
-    tiles = {name: value for name, value in programs._tiles(q, k).items() if name != "num_warps"}
+    out, found, of_bias = torch.empty_like(q), [torch.empty_like(x) for x in (q, k, v)], torch.zeros_like(bias)
+    tiles = {name: value for name, value in programs._tiles(q, k).items() if name != "num_warps"} | {"BIASED": biased}
     with torch.no_grad():
         sizes = programs._sizes(q, k)
-        programs._forward[programs._grid(q)](q, k, v, out, *programs._strides(q, k, v), *sizes, **tiles)
-        programs._backward[programs._grid(q)](q, k, v, grad, *found, *programs._strides(q, k, v, grad), *sizes, **tiles)
-    torch.testing.assert_close([out, *found], [wanted, *gradients])
+        programs._forward[programs._grid(q)](q, k, v, bias, out, *programs._strides(q, k, v), *sizes, **tiles)
+        programs._backward[programs._grid(q)](
+            q, k, v, bias, grad, *found, of_bias, *programs._strides(q, k, v, grad), *sizes, **tiles
+        )
+    torch.testing.assert_close([out, *found, *([of_bias] if biased else [])], [wanted, *gradients])
 
-check(3, 2, 16, 16, 16)
-check(2, 3, 15, 5, 72)
-check(1, 2, 7, 24, 8)
+for biased in (False, True):
+    check(3, 2, 16, 16, 16, biased)
+    check(2, 3, 15, 5, 72, biased)
+    check(1, 2, 7, 24, 8, biased)
 print("same")
 """
 
@@ -55,10 +61,12 @@ def test_the_programs_and_their_gradients_interpreted():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("shape", [(512, 8, 16, 16, 16), (64, 16, 15, 5, 72), (64, 4, 16, 8, 64), (64, 8, 64, 24, 16)])
-def test_the_programs_on_a_gpu(shape, compiled):
+def test_the_programs_on_a_gpu(shape, biased, compiled):
     batch, heads, read, tokens, depth = shape
     sizes = (batch, heads, read, depth), (batch, heads, tokens, depth), (batch, heads, tokens, depth)
+    sizes += ((heads, read, tokens),) if biased else ()
     inputs = [Key(n).normal(*size).cuda().requires_grad_(True) for n, size in enumerate(sizes)]
     run = torch.compile(attention, dynamic=False) if compiled else attention
     for kind, close in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):

@@ -11,8 +11,8 @@ from streaming.errors import UserError
 
 MEMORIES = ("cam", "apm", "memories", "cam+frame-mask", "conc-cond", "add-cond", "append")
 """Parts that are trained on a base model that is there."""
-BLIND = ("vae", "clip", "text", "image", "judge", "base", "enhancer", "cam", "cam+frame-mask", "conc-cond", "add-cond")
-"""Parts that have no use for an image encoder."""
+ANCHORED = ("apm", "append", "memories")
+"""Parts that see an anchor frame."""
 SHOWN = ("cam", "cam+frame-mask", "add-cond", "memories")
 """Parts that are shown the last frames, as pixels or as latents."""
 
@@ -49,7 +49,7 @@ def train(
     condition: Annotated[
         Literal["pixels", "latents"] | None,
         typer.Option(
-            help="For cam, add-cond and memories: what they see of the last frames.  "
+            help="For cam, cam+frame-mask, add-cond and memories: what they see of the last frames.  "
             "[default: pixels, as in the paper, unless the autoencoder packs frames]",
             show_default=False,
         ),
@@ -65,11 +65,11 @@ def train(
     found = {point.name: point for point in entry_points(group="streaming.trainers")}
     if part not in found:
         raise UserError(f'no trainer is called "{part}"; there are: {", ".join(sorted(found))}')
-    if image_encoder is not None and part in BLIND:
-        raise UserError(f"{part} sees no anchor frame: leave --image-encoder out, it is for apm, append and memories")
-    if condition is not None and part not in SHOWN and part in (*MEMORIES, *BLIND):
-        shown = " and ".join((", ".join(SHOWN[:-1]), SHOWN[-1]))
-        raise UserError(f"{part} has no choice of what it sees: leave --condition out, it is for {shown}")
+    ours = found[part].value.startswith(("adapters.", "backends."))  # a plugin's part may take what it likes
+    if image_encoder is not None and ours and part not in ANCHORED:
+        raise UserError(f"{part} sees no anchor frame: leave --image-encoder out, it is for {_listed(ANCHORED)}")
+    if condition is not None and ours and part not in SHOWN:
+        raise UserError(f"{part} has no choice of what it sees: leave --condition out, it is for {_listed(SHOWN)}")
     _check_work(part, work)
     options = TrainOptions(
         work=work, steps=steps, minutes=minutes, within=within, batch=batch, compile=compile,
@@ -77,6 +77,10 @@ def train(
         image_encoder=image_encoder, condition=condition,
     )  # fmt: skip
     found[part].load()(options)
+
+
+def _listed(parts: tuple[str, ...]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _check_work(part: str, work: Path) -> None:
