@@ -44,8 +44,8 @@ class CAMConfig:
     """Channels of an attention head in the mergers (published model: 64)."""
     norm_groups: int = 32
     """Groups of the mergers' GroupNorm, at most."""
-    reach: int | None = None
-    """Latent frames over which the mergers know how far back a remembered frame lies; None: they don't (the paper)."""
+    distances: bool = False
+    """Whether the mergers know how far away a remembered frame lies (`adapters.distance_bias`); the paper's don't."""
 
     @classmethod
     def fitting(
@@ -55,7 +55,7 @@ class CAMConfig:
         *,
         condition: Literal["pixels", "latents"] | None = None,
         widths: tuple[int, ...] = STAGE_WIDTHS,
-        reach: int | None = None,
+        distances: bool = False,
     ) -> "CAMConfig":
         """Sizes for a backbone and its codec; heads as wide as all sites allow, 64 at most.
 
@@ -73,7 +73,7 @@ class CAMConfig:
             channels=3 if condition == "pixels" else codec.channels,
             widths=(widths + (widths[-1],) * stages)[: stages + 1] if condition == "pixels" else widths[-2:],
             head_dim=math.gcd(64, *(site.width for site in backbone.feature_sites)),
-            reach=reach,
+            distances=distances,
         )
 
 
@@ -103,7 +103,7 @@ class CAM(ShortTermMemory[CAMState]):
         )
         self.encoder = encoder
         self.mergers = nn.ModuleList(
-            Merger(site.width, config.head_dim, config.norm_groups, config.reach) for site in config.sites
+            Merger(site.width, config.head_dim, config.norm_groups, config.distances) for site in config.sites
         )
 
     @property
@@ -154,13 +154,13 @@ def tile(condition: Features, call: Call) -> Float[Tensor, "rows span positions 
     return condition if rows == batch else condition.repeat(rows // batch, 1, 1, 1)
 
 
-def new_cam(model: Model, *, condition: Literal["pixels", "latents"] | None = None) -> CAM:
+def new_cam(model: Model, *, condition: Literal["pixels", "latents"] | None = None, distances: bool = False) -> CAM:
     """An untrained CAM for a model, its encoder initialised from the model's backbone.
 
-    condition: None takes what `fitting_condition` says. Raises UserError for pixels if the codec packs time.
+    condition: None takes what `fitting_condition` says. distances: as `CAMConfig.distances`. Raises UserError for
+    pixels if the codec packs time.
     """
-    reach = model.backbone.window.frames
-    config = CAMConfig.fitting(model.backbone, model.codec, condition=condition, reach=reach)
+    config = CAMConfig.fitting(model.backbone, model.codec, condition=condition, distances=distances)
     return CAM(config, model.backbone.feature_encoder()).to(model.device)
 
 

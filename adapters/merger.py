@@ -17,13 +17,14 @@ class Merger(nn.Module):
 
     Queries are all frames of the chunk, keys and values the remembered ones; their numbers need not match. The memory
     is neither normalised nor projected by `proj_in`; q, k, v have no bias, `to_out` has one (conventions of the
-    published code). With a reach, attention also knows how far back the remembered frames lie (`DistanceBias`).
+    published code). Untrained, values pass through unmixed. With distances, attention also knows how far away the
+    remembered frames lie (`DistanceBias`).
     """
 
-    def __init__(self, width: int, head_dim: int, norm_groups: int = 32, reach: int | None = None) -> None:
+    def __init__(self, width: int, head_dim: int, norm_groups: int = 32, distances: bool = False) -> None:
         """width: channels of the site, a multiple of head_dim; norm_groups: at most so many groups of channels.
 
-        reach: latent frames, for `DistanceBias`; None: no positions, as published.
+        distances: whether there is a `DistanceBias`; the paper has none.
         """
         super().__init__()
         if width % head_dim:
@@ -36,7 +37,10 @@ class Merger(nn.Module):
         self.to_v = nn.Linear(width, width, bias=False)
         self.to_out = nn.Linear(width, width)
         self.proj_out = nn.Linear(width, width)
-        self.distance = None if reach is None else DistanceBias(width // head_dim, reach)
+        self.distance = DistanceBias(width // head_dim) if distances else None
+        for part in (self.to_v, self.to_out):  # learns faster than from two random maps in a row
+            nn.init.eye_(part.weight)
+        nn.init.zeros_(self.to_out.bias)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 

@@ -15,6 +15,8 @@ class MemoryRecipe:
     """Steps, batch, learning rate, ..."""
     condition: Literal["pixels", "latents"] | None = None
     """What CAM is conditioned on: decoded frames (the paper) or latents; None: frames, unless the codec packs time."""
+    distances: bool = False
+    """Whether CAM knows how far away a remembered frame lies (`adapters.distance_bias`); the paper's doesn't."""
     text_dropout: float = 0.1
     """Share of the clips whose caption is replaced by the empty one, for guidance."""
     anchor_dropout: float = 0.1
@@ -34,6 +36,8 @@ class MemoryRecipe:
     gate_rate: float = 1.0
     """Factor on the learning rate of APM's gates. Adam moves alpha by the rate a step, whatever the gradient: much more
     than 1 outruns the rest where text tokens are small (10 broke a transformer with projected text of spread .16)."""
+    slope_rate: float = 10.0
+    """Factor on the learning rate of the slopes by which scores fall with distance: few numbers, on a log scale."""
     period: int = 10
     """How often a clip is used on average, with fresh noise and times; more spares rendering and encoding."""
     slices: int = 32

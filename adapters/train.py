@@ -116,8 +116,9 @@ class MemoryObjective(nn.Module):
         groups: dict[float, list[nn.Parameter]] = {}
         for name, value in self.named_parameters():
             if value.requires_grad:
-                copied, gate = name.startswith("short.") and ".encoder." in name, name.endswith(".alpha")
-                factor = recipe.encoder_rate if copied else recipe.gate_rate if gate else 1.0
+                copied, slope = name.startswith("short.") and ".encoder." in name, ".distance." in name
+                gate = recipe.gate_rate if name.endswith(".alpha") else 1.0
+                factor = recipe.encoder_rate if copied else recipe.slope_rate if slope else gate
                 groups.setdefault(factor, []).append(value)
         return [(values, factor) for factor, values in groups.items()]
 
@@ -126,7 +127,7 @@ def train_cam(options: TrainOptions) -> Result:
     """Train CAM into `work/cam`, on the frozen base [StreamingT2V §4.1]."""
     recipe, model = _asked(cam_recipe(toy=options.toy), options, "cam"), _open(options)
     with initial_weights(recipe.loop.seed):
-        short = new_cam(model, condition=recipe.condition)
+        short = new_cam(model, condition=recipe.condition, distances=recipe.distances)
     return train("cam", model, short, None, recipe, options, lambda: short.save(options.work / "cam"))
 
 
@@ -138,7 +139,7 @@ def train_cam_with_frame_mask(options: TrainOptions) -> Result:
     recipe, model = _asked(cam_recipe(toy=options.toy), options, "cam+frame-mask"), _open(options)
     check_takes_given_frames(model, instead="cam+inject, trained as cam")
     with initial_weights(recipe.loop.seed):
-        short = new_cam(model, condition=recipe.condition)
+        short = new_cam(model, condition=recipe.condition, distances=recipe.distances)
     return train(
         "cam+frame-mask",
         model,
@@ -195,7 +196,8 @@ def train_memories(options: TrainOptions) -> Result:
     """Train CAM and APM together into `work/cam` and `work/apm`."""
     recipe, model = _asked(memories_recipe(toy=options.toy), options, "memories", "cam"), _open(options)
     with initial_weights(recipe.loop.seed):
-        short, long = new_cam(model, condition=recipe.condition), new_apm(model)
+        short = new_cam(model, condition=recipe.condition, distances=recipe.distances)
+        long = new_apm(model)
 
     def export() -> None:
         short.save(options.work / "cam")
@@ -251,14 +253,15 @@ def checkpoint_gradients(model: Model, short: ShortTermMemory[Any]) -> None:
 
 
 def _asked(recipe: MemoryRecipe, options: TrainOptions, name: str, folder: str | None = None) -> MemoryRecipe:
-    """The recipe with the condition that the options ask for, or else that a training to be gone on with began with.
+    """The recipe with what the options ask for, or else what a training that is gone on with began with.
 
     name: of its state. folder: where its short-term memory lies; None: `name`.
     """
-    condition, config = options.condition, options.work / (folder or name) / "config.json"
-    if condition is None and (options.work / "state" / f"{name}.safetensors").exists() and config.exists():
-        condition = json.loads(config.read_text()).get("condition")
-    return recipe if condition is None else replace(recipe, condition=condition)
+    config, begun = options.work / (folder or name) / "config.json", {}
+    if (options.work / "state" / f"{name}.safetensors").exists() and config.exists():
+        begun = json.loads(config.read_text())
+    distances = options.distances or begun.get("distances", False)
+    return replace(recipe, condition=options.condition or begun.get("condition"), distances=distances)
 
 
 def _open(options: TrainOptions) -> Model:

@@ -50,6 +50,8 @@ class TrainOptions:
     """What APM sees the anchor frame with, as `registry.image_encoder_spec` reads it; None: the model's own."""
     condition: Literal["pixels", "latents"] | None = None
     """What memories that are shown the last frames see of them; None: the recipe's own choice."""
+    distances: bool = False
+    """Whether CAM is to know how far away a remembered frame lies, a departure from the paper."""
     started: float = field(default_factory=time.monotonic)
     """When the command started (`time.monotonic`)."""
 

@@ -2,17 +2,25 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
 
 from backends.embedded import train_clip as clip
 from backends.embedded import train_enhancer as enhancer
 from backends.embedded import train_vae as vae
-from backends.embedded.config import LATENT_CHANNELS, build_defaults, build_scheduler, build_vae
-from backends.embedded.pool import decode, encode
-from backends.world import render, sample_scenes
+from backends.embedded.config import LATENT_CHANNELS, build_defaults, build_scheduler, build_text_encoder, build_vae
+from backends.embedded.pool import decode, encode, random_start
+from backends.embedded.tokenizer import build_tokenizer
+from backends.embedded.train_unet import Frozen
+from backends.world import VOCABULARY, render, sample_scenes
+from streaming.datasets import device_generator
 from streaming.enhancer import assemble_enhancer
 from streaming.enhancer import encode as stage3_latents
 from streaming.errors import UserError
@@ -27,6 +35,29 @@ CPU = torch.device("cpu")
 
 def toy(work: Path) -> TrainOptions:
     return TrainOptions(work=work, toy=True, device="cpu", batch=2, steps=2)
+
+
+class Blocks(nn.Module):
+    """An autoencoder whose latents are blocks of 8 x 8 pixels, in coarse steps if they are asked for."""
+
+    def __init__(self, coarse: float = 0.0) -> None:
+        super().__init__()
+        self.coarse = coarse
+
+    def encode(self, frames: torch.Tensor) -> SimpleNamespace:
+        mean = F.pixel_unshuffle(frames, 8)
+        mean = (mean / self.coarse).round() * self.coarse if self.coarse else mean
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=mean))
+
+    def decode(self, latents: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=F.pixel_shuffle(latents, 8))
+
+
+def frozen(coarse: float = 0.0) -> Frozen:
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(VOCABULARY)
+    text = build_text_encoder(len(tokenizer), toy=True).eval()
+    return Frozen(vae=Blocks(coarse), tokenizer=tokenizer, text_encoder=text)
 
 
 def ratio(diffusion: Diffusion, time: torch.Tensor) -> torch.Tensor:
@@ -81,6 +112,71 @@ def test_batches_lie_on_such_ways() -> None:
     )
 
 
+def known_starts(n: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+    """A pool with residuals so large that a batch's noise tells where each way began; the batch; those starts."""
+    diffusion, pool = Diffusion(build_scheduler()), drawn(n)
+    residual = 1e4 * (pool["enlarged"] - pool["fine"])
+    pool["enlarged"] = pool["fine"] + residual
+    batch = enhancer.shifted_batch(pool, torch.zeros(1, 3, 4), diffusion, torch.Generator().manual_seed(0))
+    signal, share = enhancer.levels(diffusion, batch["time"])
+    noise = (batch["noisy"] - signal * pool["fine"]) / share
+    held = (noise * residual).sum(dim=(1, 2, 3, 4)) / residual.square().sum(dim=(1, 2, 3, 4))
+    shares = ratio(diffusion, torch.arange(1000.0))
+    return pool, batch, (held[:, None] - shares[None, :]).abs().argmin(dim=1)
+
+
+def test_training_begins_where_the_sampler_does() -> None:
+    """From the least strength that is promised to the largest, those of the report among them."""
+    _, batch, starts = known_starts(6000)
+    assert (batch["time"] <= starts).all() and (batch["time"] == starts).any()
+    defaults, _ = build_defaults(enhancer.ENHANCED_SIZE, enhancer.ENHANCED_FRAMES)
+    sampler = Sampler(defaults.sampler, defaults.steps, defaults.eta)
+    first = {s: sampler.plan(build_scheduler(), s)[1][0].time for s in (0.1, *enhancer.STRENGTHS, 0.7)}
+    assert (starts.min(), starts.max()) == (first[0.1], first[0.7])
+    assert set(first.values()) <= set(starts.tolist()) and defaults.strength in first
+
+
+def test_a_weighted_error_is_the_fine_videos_in_units_of_the_starts_noise() -> None:
+    """A velocity that errs by e gives a clean video that errs by less the less noise is left; the weight knows."""
+    diffusion, e = Diffusion(build_scheduler()), 100.0
+    pool, batch, starts = known_starts(200)
+    signal, share = enhancer.levels(diffusion, batch["time"])
+    clean = signal * batch["noisy"] - share * (batch["target"] + e)
+    missed = (clean - pool["fine"]).square().mean(dim=(1, 2, 3, 4))
+    begin = enhancer.levels(diffusion, starts.float())[1].flatten()
+    torch.testing.assert_close(batch["weight"] * e**2, missed / begin**2, rtol=5e-3, atol=0)
+    assert batch["weight"].min() < 0.1 and batch["weight"].max() <= 1
+
+
+def test_a_pair_is_a_fine_video_and_a_faulty_small_one_enlarged() -> None:
+    parts, scenes, n = frozen(), sample_scenes(3, Key(0).generator()), 3
+    made = enhancer.pairs(parts)(scenes, torch.Generator().manual_seed(0))
+    start = random_start(n, torch.Generator().manual_seed(0), CPU)
+    fine, small = (
+        render(scenes, frames=enhancer.ENHANCED_FRAMES, start=start, fps=8.0, size=size).float() for size in (128, 64)
+    )
+    decoded = {name: decode(parts.vae, made[name].float()).float() for name in ("fine", "enlarged")}
+    assert (decoded["fine"] - fine).abs().max() <= 1
+    plain = enhancer.enlarge(small.to(torch.uint8)).float()
+    lost, errors = fine - plain, decoded["enlarged"] - plain
+    share = (errors * lost).sum(dim=(1, 2, 3, 4)) / lost.square().sum(dim=(1, 2, 3, 4))
+    assert share.abs().max() < 0.25  # how much of the lost detail is there after all; all of it: nothing to learn
+    assert (errors.std(dim=(1, 2, 3, 4)) > 0.5).all()
+    flat = errors.flatten(2)
+    follow = F.cosine_similarity(flat[:, 1:], flat[:, :-1], dim=2).mean(dim=1)
+    assert follow.max() > 0.2 and made["text"].shape[:2] == (n, 2)
+
+
+def test_some_faults_stay_from_frame_to_frame_and_some_pass() -> None:
+    grey, net, amount = torch.full((40, 8, 3, 16, 16), 128, dtype=torch.uint8), Blocks(), 0.2
+    made = enhancer.faulty(net, grey, torch.full((40,), amount), torch.Generator().manual_seed(0))
+    errors = (encode(net, made) - encode(net, grey)).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(errors.std(dim=2), torch.full((40, 8), amount), rtol=0.2, atol=0)
+    next_one, far = (F.cosine_similarity(errors[:, k:], errors[:, :-k], dim=2).mean(dim=1) for k in (1, 6))
+    torch.testing.assert_close(next_one, far, rtol=0, atol=0.12)  # those that stay do so for the whole clip
+    assert next_one.min() < 0.15 and next_one.max() > 0.85 and next_one.mean() == pytest.approx(0.5, abs=0.15)
+
+
 def test_without_faults_the_small_video_is_what_the_autoencoder_makes_of_it() -> None:
     torch.manual_seed(0)
     net, scenes = build_vae(toy=True).eval(), sample_scenes(2, Key(0).generator())
@@ -106,10 +202,7 @@ def test_trains_and_enhances(tmp_path: Path) -> None:
     clip.train_clip(toy(tmp_path))
     enhancer.train_enhancer(toy(tmp_path))
     told = json.loads((tmp_path / "logs" / "enhancer.report.json").read_text())
-    assert {"bicubic dB", "strength 0.3 dB", "autoencoder dB"} < set(told)
-    defaults, _ = build_defaults(enhancer.ENHANCED_SIZE, enhancer.ENHANCED_FRAMES)
-    assert defaults.strength in enhancer.STRENGTHS
-    assert enhancer.LEAST / 1000 <= min(enhancer.STRENGTHS) and max(enhancer.STRENGTHS) <= enhancer.MOST / 1000
+    assert {"bicubic dB", "strength 0.3 guidance 1 dB", "strength 0.3 guidance 1.5 dB", "autoencoder dB"} < set(told)
     assert (tmp_path / "logs" / "enhancer.png").stat().st_size
     assert AutoencoderKL.from_pretrained(tmp_path / "vae").config.latent_channels == LATENT_CHANNELS
 
@@ -117,3 +210,60 @@ def test_trains_and_enhances(tmp_path: Path) -> None:
 def test_decibels() -> None:
     black, grey = torch.zeros(1, 1, 3, 2, 2, dtype=torch.uint8), torch.full((1, 1, 3, 2, 2), 51, dtype=torch.uint8)
     assert enhancer.decibels(black, grey) == pytest.approx(13.979, abs=1e-3)
+
+
+def test_the_report_is_of_enlarged_videos_and_of_the_defaults_that_ship(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an enhancement that does nothing, no figure is better than what it began with; the picture shows the one
+    with the settings that ship, here a black one."""
+    defaults, _ = build_defaults(enhancer.ENHANCED_SIZE, enhancer.ENHANCED_FRAMES)
+
+    def nothing(unet, clean, text, empty, strength: float, guidance: float, key: Key) -> torch.Tensor:
+        assert len(text) == len(clean) and len(empty) == 1 and not unet.training
+        ships = (strength, guidance) == (defaults.strength, defaults.guidance)
+        return torch.full_like(clean, -1) if ships else clean
+
+    monkeypatch.setattr(enhancer, "enhanced", nothing)
+    unet = nn.Linear(1, 1)
+    enhancer._reported(toy(tmp_path), unet, frozen(coarse=0.1))
+    told = json.loads((tmp_path / "logs" / "enhancer.report.json").read_text())
+    ways = [(s, g) for g in (1.0, defaults.guidance) for s in enhancer.STRENGTHS]
+    names = [f"strength {s:g} guidance {g:g} dB" for s, g in ways]
+    assert list(told) == ["bicubic dB", *names, "autoencoder dB"] and unet.training
+    for name, way in zip(names, ways, strict=True):
+        if way == (defaults.strength, defaults.guidance):
+            assert told[name] < told["bicubic dB"] - 3
+        else:
+            assert told[name] == pytest.approx(told["bicubic dB"], abs=0.5)
+    assert told["bicubic dB"] < told["autoencoder dB"] - 5
+    rows = np.asarray(Image.open(tmp_path / "logs" / "enhancer.png")).reshape(3, 128, -1)
+    assert [bool(row.any()) for row in rows] == [True, False, True]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_enhanced_by_the_solver_that_ships_with_guidance_of_any_scale(guidance: float) -> None:
+    """Nine clips, in parts of eight, against one trajectory whose velocity is worked out here."""
+    n, key, said, none = 9, Key(5), Key(1).normal(9, 2, 4), Key(2).normal(1, 2, 4)
+    clean, seen = Key(0).normal(n, LATENT_CHANNELS, 2, 2, 2), []
+
+    def velocity(latents: torch.Tensor, time: torch.Tensor | float, text: torch.Tensor) -> torch.Tensor:
+        return 0.3 * latents * text.mean(dim=(1, 2)).view(-1, 1, 1, 1, 1) + time / 1000
+
+    def unet(latents: torch.Tensor, time: torch.Tensor, encoder_hidden_states: torch.Tensor) -> SimpleNamespace:
+        seen.append(len(latents))
+        return SimpleNamespace(sample=velocity(latents, time.view(-1, 1, 1, 1, 1), encoder_hidden_states))
+
+    def predict(latents: torch.Tensor, step: Step) -> torch.Tensor:
+        free, bound = velocity(latents, step.time, none), velocity(latents, step.time, said)
+        return free + guidance * (bound - free)
+
+    made = enhancer.enhanced(unet, clean, said, none, 0.3, guidance, key)
+    defaults, _ = build_defaults(enhancer.ENHANCED_SIZE, enhancer.ENHANCED_FRAMES)
+    generator = device_generator(key, CPU)
+    noise = torch.cat([torch.randn(part.shape, generator=generator) for part in clean.split(enhancer.AT_ONCE)])
+    sampler = Sampler(defaults.sampler, defaults.steps, defaults.eta)
+    expected = sampler(predict, noise, torch.zeros_like, build_scheduler(), strength=0.3, clean=clean)
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+    rows = 1 if guidance == 1 else 2
+    assert seen == [8 * rows] * defaults.steps + [rows] * defaults.steps

@@ -1,7 +1,9 @@
 """The trainers of the embedded model at toy size, and the parts that they make."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +14,18 @@ from backends.embedded import train_base as base
 from backends.embedded import train_clip as clip
 from backends.embedded import train_enhancer as enhancer
 from backends.embedded import train_judge as judging
+from backends.embedded import train_unet as unets
 from backends.embedded import train_vae as vae
-from backends.embedded.config import LATENT_CHANNELS, build_base, build_scheduler, build_vae, without_dropout
+from backends.embedded.config import (
+    LATENT_CHANNELS,
+    build_base,
+    build_scheduler,
+    build_text_encoder,
+    build_vae,
+    without_dropout,
+)
 from backends.embedded.judge import Judge, JudgeConfig
+from backends.embedded.pool import PERIOD
 from backends.embedded.tokenizer import BOS, EOS, PAD, UNKNOWN, build_tokenizer, token_numbers
 from backends.world import VOCABULARY, captions, sample_scenes
 from backends.world.dataset import ProceduralWorld
@@ -89,6 +100,50 @@ def test_standardised_latents_are_normal_and_pictures_stay() -> None:
         torch.testing.assert_close(folded.decode(new.mean).sample, model.decode(old.mean).sample, atol=1e-4, rtol=1e-3)
         scale = old.mean.std(dim=(0, 2, 3))[None, :, None, None]
         torch.testing.assert_close(new.std * scale, old.std, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "module, name, period", [(base, "train_base", PERIOD), (enhancer, "train_enhancer", enhancer.PERIOD)]
+)
+def test_a_slice_of_clips_is_made_once_in_a_period(
+    module, name: str, period: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices = []
+
+    def counted(scenes, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        slices.append(len(scenes))
+        return {"latents": torch.zeros(len(scenes), 1)}
+
+    def run(training: unets.UNetTraining, *rest) -> None:
+        simple = replace(training, slices=lambda parts: counted, noised=lambda drawn, *rest: drawn)
+        unets.train_unet(simple, *rest)
+
+    def fit(name: str, objective, batches, *rest, export) -> None:
+        drawn = batches(0, 0, 1, CPU)
+        for step in range(2 * period + 1):
+            next(drawn)
+            assert slices == [2] * (2 + step // period)
+
+    parts = unets.Frozen(vae=torch.nn.Identity(), tokenizer=build_tokenizer(VOCABULARY), text_encoder=None)
+    parts = replace(parts, text_encoder=build_text_encoder(len(parts.tokenizer), toy=True))
+    monkeypatch.setattr(module, "train_unet", run)
+    monkeypatch.setattr(unets, "fit", fit)
+    monkeypatch.setattr(unets, "_frozen", lambda options: parts)
+    getattr(module, name)(toy(tmp_path))
+    assert len(slices) == 4
+
+
+@pytest.mark.parametrize("weight", [(1.0, 0.0), (0.0, 3.0), (0.5, 2.0)])
+def test_the_objective_weighs_each_clips_error(weight: tuple[float, float]) -> None:
+    class Silent(torch.nn.Module):
+        def forward(self, noisy, time, encoder_hidden_states):
+            return SimpleNamespace(sample=torch.zeros_like(noisy))
+
+    target = Key(0).normal(2, 3, 2, 4, 4)
+    batch = {"noisy": target, "target": target, "time": torch.zeros(2), "text": torch.zeros(2, 3, 4)}
+    loss = unets.DiffusionObjective(Silent())(batch | {"weight": torch.tensor(weight)})["loss"]
+    expected = sum(w * clip.square().mean() for w, clip in zip(weight, target, strict=True)) / 2
+    torch.testing.assert_close(loss, expected)
 
 
 def test_velocity_of_a_scheduler_step_gives_the_clean_latents_back() -> None:
@@ -166,8 +221,6 @@ def test_the_tokenizer_knows_every_word_of_every_caption() -> None:
 
 
 def test_the_text_encoder_pools_at_the_end_whatever_follows() -> None:
-    from backends.embedded.config import build_text_encoder
-
     torch.manual_seed(0)
     encoder = build_text_encoder(20, toy=True).eval()
     short = torch.tensor([[BOS, 7, 8, EOS] + [PAD] * 4])

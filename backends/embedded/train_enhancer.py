@@ -1,11 +1,12 @@
 """Training of the embedded enhancer: from videos of 64x64 pixels, enlarged, to what they would be at 128x128.
 
 SDEdit starts from signal(u) * enlarged + noise(u) * eps, where the level u is the strength, and goes on as if
-`enlarged` were a clean video; a model that has seen fine videos only takes what an enlargement lacks for noise that
-it may fill as it likes, and repaints the object in every frame. So here the way from one to the other is trained: where
-clean = fine and noise = eps + signal(u) / noise(u) * (enlarged - fine), the noised video at u is SDEdit's start, and a
-deterministic solver that predicts `fine` rightly keeps this noise down to 0. (Shifting a diffusion by the residual is
-the idea of ResShift, arXiv 2307.12348; here schedule, prediction type and samplers stay what they are.)
+`enlarged` were a clean video; a model that has only seen fine videos was never told what an enlargement lacks. (One
+that was trained so repainted the object in every frame, judged by eye; that this is why is a guess, not measured.) So
+here the way from one to the other is trained: where clean = fine and noise = eps + signal(u) / noise(u) * (enlarged -
+fine), the noised video at u is SDEdit's start, and a deterministic solver that predicts `fine` rightly keeps this noise
+down to 0. (Shifting a diffusion by the residual is the idea of ResShift, arXiv 2307.12348; here schedule, prediction
+type and samplers stay what they are.)
 """
 
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from backends.embedded.train_unet import Batch, Empty, Frozen, UNetTraining, som
 from backends.world import captions, complete_captions, render, sample_scenes
 from backends.world.scene import Scenes
 from streaming.datasets import Samples, device_generator, half_precision
+from streaming.guidance import Guidance, scaled
 from streaming.keys import Key
 from streaming.noising import Diffusion
 from streaming.sample import Sampler, Step
@@ -40,9 +42,11 @@ from streaming.types import Latents
 RECIPE = Recipe(steps=4000, batch=48, learning_rate=8e-4, warmup=200, weight_decay=0.01, ema=0.998, log_every=25)
 TOY = Recipe(steps=60, batch=4, learning_rate=2e-3, warmup=10, ema=0.9, log_every=10)
 PERIOD = 16
-"""How often a pair is used on average: coding two large videos and two small ones costs as much as a few steps."""
-LEAST, MOST = 100, 700
-"""Levels (timesteps) at which SDEdit may start: strengths of 0.1 to 0.7."""
+"""How often a pair is used on average: on one CPU core (2 pairs, full width) making a batch of them takes 1.2 times as
+long as a training step, which a period of 16 turns into 7 % on top; on a GPU this is not measured."""
+LEAST, MOST = 99, 700
+"""Timesteps at which SDEdit may start, from the first to before the second: `Sampler.plan` begins a strength of 0.1 at
+99, one of 0.7 at 699."""
 FAULTS = 0.3
 """Largest standard deviation of what is added to the small videos' latents (whose own is 1), as a base model errs."""
 AVERAGE_FAULTS = FAULTS / 2
@@ -155,27 +159,28 @@ def levels(
 
 @torch.no_grad()
 def _reported(options: TrainOptions, unet: Any, parts: Frozen) -> None:
-    """Decibels against the true video at the larger size, of scenes that no training shows, and a picture of some."""
+    """Decibels against the true video at the larger size, of scenes that no training shows, for each strength without
+    guidance (1) and with the one that ships; and a picture of some, enhanced by the defaults that ship."""
     device = next(unet.parameters()).device
-    key, n = Key(0).fold("enhanced"), 2 if options.toy else 32
+    key, n = Key(0).fold("enhanced"), 1 if options.toy else 32
     scenes = sample_scenes(n, key.generator(), split="heldout").to(device)
     start = random_start(n, key.fold("start").generator(), device)
     fine, small = _rendered(scenes, start, ENHANCED_SIZE), _rendered(scenes, start, SIZE)
     faults = torch.full((n,), AVERAGE_FAULTS, device=device)
     enlarged = enlarge(faulty(parts.vae, small, faults, device_generator(key.fold("faults"), device)))
-    text = text_states(parts.tokenizer, parts.text_encoder, complete_captions(scenes.to("cpu")))
+    lines = [*complete_captions(scenes.to("cpu")), ""]
+    text, empty = text_states(parts.tokenizer, parts.text_encoder, lines).split((n, 1))
+    defaults, _ = build_defaults(ENHANCED_SIZE, ENHANCED_FRAMES)
+    ways = [(strength, guidance) for guidance in sorted({1.0, defaults.guidance}) for strength in STRENGTHS]
     training = unet.training
     unet.eval()
     latents = encode(parts.vae, enlarged)
-    made = {
-        strength: decode(parts.vae, enhanced(unet, latents, text, strength, key.fold("noise")))
-        for strength in STRENGTHS
-    }
+    made = {way: decode(parts.vae, enhanced(unet, latents, text, empty, *way, key.fold("noise"))) for way in ways}
     unet.train(training)
-    shipped = made[build_defaults(ENHANCED_SIZE, ENHANCED_FRAMES)[0].strength]
+    shipped = made[defaults.strength, defaults.guidance]
     rows = [row for k in range(min(n, 8)) for row in (enlarged[k, ::4], shipped[k, ::4], fine[k, ::4])]
     sheet(options.work / "logs" / "enhancer.png", torch.stack(rows))
-    told = {"bicubic": enlarged} | {f"strength {strength}": clips for strength, clips in made.items()}
+    told = {"bicubic": enlarged} | {f"strength {s:g} guidance {g:g}": clips for (s, g), clips in made.items()}
     told["autoencoder"] = decode(parts.vae, encode(parts.vae, fine))
     report(options.work, "enhancer", {f"{name} dB": decibels(clips, fine) for name, clips in told.items()})
 
@@ -184,24 +189,39 @@ def enhanced(
     unet: Any,
     clean: Float[Tensor, "clips channels time high wide"],
     text: Float[Tensor, "clips tokens depth"],
+    empty: Empty,
     strength: float,
+    guidance: float,
     key: Key,
 ) -> Float[Tensor, "clips channels time high wide"]:
-    """SDEdit by the sampler that ships, without guidance, from latents of enlarged videos; some at a time."""
+    """SDEdit by the sampler that ships, from latents of enlarged videos, some at a time.
+
+    guidance: scale of classifier-free guidance towards `text`, away from `empty`; 1: none.
+    """
     defaults, _ = build_defaults(ENHANCED_SIZE, ENHANCED_FRAMES)
     sampler, generator = Sampler(defaults.sampler, defaults.steps, defaults.eta), device_generator(key, clean.device)
-    parts = []
+    guide, parts = scaled(guidance, defaults.rescale), []
     for some, said in zip(clean.split(AT_ONCE), text.split(AT_ONCE), strict=True):
         noise = torch.randn(some.shape, generator=generator, device=some.device)
-        predict = partial(_velocity, unet, said)
+        predict = partial(_velocity, unet, guide, said, empty)
         parts.append(sampler(predict, noise, torch.zeros_like, build_scheduler(), strength=strength, clean=some))
     return torch.cat(parts)
 
 
-def _velocity(unet: Any, text: Float[Tensor, "clips tokens depth"], latents: Latents, step: Step) -> Latents:
-    time = torch.full((len(latents),), step.time, device=latents.device)
+def _velocity(
+    unet: Any,
+    guidance: Guidance,
+    text: Float[Tensor, "clips tokens depth"],
+    empty: Empty,
+    latents: Latents,
+    step: Step,
+) -> Latents:
+    said = torch.cat([text if row.text else empty.expand_as(text) for row in guidance.rows])
+    rows = latents.repeat(len(guidance.rows), 1, 1, 1, 1)
+    time = torch.full((len(rows),), step.time, device=latents.device)
     with half_precision(latents.device):
-        return unet(latents, time, encoder_hidden_states=text).sample.float()
+        velocity = unet(rows, time, encoder_hidden_states=said).sample.float()
+    return guidance.combine(velocity.unflatten(0, (-1, len(latents))))
 
 
 def decibels(clips: Clips, truth: Clips) -> float:

@@ -15,6 +15,8 @@ ANCHORED = ("apm", "append", "memories")
 """Parts that see an anchor frame."""
 SHOWN = ("cam", "cam+frame-mask", "add-cond", "memories")
 """Parts that are shown the last frames, as pixels or as latents."""
+ATTENDING = ("cam", "cam+frame-mask", "memories")
+"""Parts that attend to remembered frames."""
 
 
 def train(
@@ -54,6 +56,14 @@ def train(
             show_default=False,
         ),
     ] = None,
+    distances: Annotated[
+        bool,
+        typer.Option(
+            "--distances",
+            help="For cam, cam+frame-mask and memories: attention knows how far away a remembered frame lies, "
+            "unlike the paper's.",
+        ),
+    ] = False,
 ) -> None:
     """Train one part of a model on captioned clips.
 
@@ -70,11 +80,13 @@ def train(
         raise UserError(f"{part} sees no anchor frame: leave --image-encoder out, it is for {_listed(ANCHORED)}")
     if condition is not None and ours and part not in SHOWN:
         raise UserError(f"{part} has no choice of what it sees: leave --condition out, it is for {_listed(SHOWN)}")
+    if distances and ours and part not in ATTENDING:
+        raise UserError(f"{part} does not attend to frames: leave --distances out, it is for {_listed(ATTENDING)}")
     _check_work(part, work)
     options = TrainOptions(
         work=work, steps=steps, minutes=minutes, within=within, batch=batch, compile=compile,
         checkpoint_gradients=checkpoint_gradients, device=device, toy=toy, dataset=dataset,
-        image_encoder=image_encoder, condition=condition,
+        image_encoder=image_encoder, condition=condition, distances=distances,
     )  # fmt: skip
     found[part].load()(options)
 
