@@ -7,8 +7,7 @@ ones. Frames that are given to the model (a frame mask) are not predicted: "give
 """
 
 import math
-from itertools import product
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -19,7 +18,7 @@ from adapters.clips import decode, encode
 from backends.world import complete_captions, render, sample_scenes
 from streaming.backbone import Call, Guided, NoiseLevel
 from streaming.keys import Key
-from streaming.memory import Tail
+from streaming.memory import ShortTermMemory, Tail
 from streaming.model import Model
 from streaming.noising import Diffusion
 from streaming.registry import make_short_term, open_model
@@ -46,19 +45,21 @@ def main(
     overlap, last = codec.pixel_frames(window.overlap), codec.pixel_frames(window.frames) - 1
     frames = {"remembered": slice(0, overlap), "first new": slice(overlap, overlap + 1), "last": slice(last, last + 1)}
     print(f"{model}, {clips} clips of renders; decibels of the predicted frames: {', '.join(frames)}")
-    for name, share in product(memories or ["none", "cam"], SHARES):
-        errors = predicted_errors(opened, name, share, clips)
-        told = "  ".join(f"{decibels(errors[part]):>5}" for part in frames.values())
-        print(f"{name:16} noise level {share:5.3f}:  {told}", flush=True)
+    for name in memories or ["none", "cam"]:
+        short = make_short_term(name, opened)
+        for share in SHARES:
+            errors = predicted_errors(opened, short, share, clips)
+            told = "  ".join(f"{decibels(errors[part]):>5}" for part in frames.values())
+            print(f"{name:16} noise level {share:5.3f}:  {told}", flush=True)
 
 
 @torch.inference_mode()
-def predicted_errors(model: Model, memory: str, share: float, clips: int) -> Float[Tensor, " frames"]:
-    """Mean squared error of the predicted clean video against the clip after the autoencoder, for each latent frame.
+def predicted_errors(model: Model, short: ShortTermMemory[Any], share: float, clips: int) -> Float[Tensor, " frames"]:
+    """Mean squared error of the predicted clean video against the clip after the autoencoder, for each pixel frame.
 
-    share: noise level, of the schedule. Raises UserError for a memory that the model lacks.
+    share: noise level, of the schedule.
     """
-    short, diffusion, codec = make_short_term(memory, model), Diffusion(model.scheduler), model.codec
+    diffusion, codec = Diffusion(model.scheduler), model.codec
     scenes = sample_scenes(clips, Key(0).fold("known frames").generator(), split="train").to(model.device)
     start = (20 * torch.rand(clips, generator=Key(0).fold("start").generator())).to(model.device)
     window, total = model.backbone.window, 0.0
