@@ -198,12 +198,14 @@ def autoencoder_config(state: Mapping[str, Tensor], groups: int = 32) -> dict[st
         raise UserError(f"no spatial autoencoder of Open-Sora 1.2: {error.args[0]} is missing") from error
 
 
-def latent_window(codec: Codec, frames: int | None = None, overlap: int | None = None) -> Window:
+def latent_window(
+    codec: Codec, frames: int | None = None, overlap: int | None = None, *, longest: int | None = None
+) -> Window:
     """The window, in latents, for one of so many pixel frames, of which `overlap` belong to the previous chunk.
 
     None: 51 frames and 17 of overlap (15 and 5 latents) for 1.2; 16 and 8 where a latent is a frame (1.0). A window
-    of 1.2 is a whole number of pieces, its overlap too, or a single frame. Raises UserError that names the nearest
-    window that is possible.
+    of 1.2 is a whole number of pieces, its overlap too, or a single frame. longest: frames that the model was made for,
+    if it takes no more. Raises UserError that names the nearest window that is possible.
     """
     grid = codec.piece if isinstance(codec, OpenSoraCodec) else 1
     if frames is None:
@@ -213,7 +215,11 @@ def latent_window(codec: Codec, frames: int | None = None, overlap: int | None =
         overlap = frames // 2 if grid == 1 else grid if frames > 1 else 0
     if frames < 1 or overlap < 0:
         raise UserError(f"a window of {frames} frames with an overlap of {overlap}: neither can be negative or nothing")
+    if longest is not None and frames > longest:
+        raise UserError(f"a window of {frames} frames: this model was made for {longest}, choose no more")
     near = _nearest(frames, overlap, grid)
+    if longest is not None and near[0] > longest:
+        near = longest, longest - 1
     if (frames, overlap) not in (near, (1, 0)):
         pieces = "" if grid == 1 else f", because this model codes video in pieces of {grid} frames"
         raise UserError(

@@ -49,9 +49,9 @@ def read_settings(
 ) -> tuple[Defaults, Window]:
     """The folder's settings, and its window in latent frames.
 
-    size: as in `family`. frames: of the window, in pixel frames, if the file names none; None: what `latent_window`
-    says. Raises UserError as `load_settings` and `latent_window` do, for a size that the codec does not divide, and for
-    ModelScope's `variant`.
+    size: as in `family`. frames: that the model was made for, in pixel frames: its longest window, and the one if the
+    file names none; None: any, and what `latent_window` says. Raises UserError as `load_settings` and `latent_window`
+    do, for a size that the codec does not divide, and for ModelScope's `variant`.
     """
     path = folder / FILE
     defaults, said = load_settings(folder, family(version, size))
@@ -63,7 +63,7 @@ def read_settings(
             f"height and width must be multiples of {codec.factor}"
         )
     try:
-        return defaults, latent_window(codec, said.get("frames", frames), said.get("overlap"))
+        return defaults, latent_window(codec, said.get("frames", frames), said.get("overlap"), longest=frames)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

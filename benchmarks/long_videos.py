@@ -43,6 +43,9 @@ def main(
     prompts: Annotated[int, typer.Option(min=1)] = 64,
     frames: Annotated[int, typer.Option(min=56)] = 240,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
+    unsaid: Annotated[
+        bool, typer.Option(help='Prompts that name neither "medium" nor a static camera, as a user may leave them out')
+    ] = False,
     short_term: str | None = None,
     long_term: str | None = None,
     steps: int | None = None,
@@ -78,7 +81,7 @@ def main(
     referee = appoint(judge_folder(judge, opened.directory), parts.codec, where, clips=judge_clips)
     tell(referee)
     first, stride = chunk_lengths(parts, TextOpening())
-    asked = draw_prompts(prompts, 0, complete=True)
+    asked = draw_prompts(prompts, 0, complete=not unsaid)
     at_once = batch or (64 if where.type == "cuda" else 16)
 
     begin = time.perf_counter()
@@ -92,7 +95,7 @@ def main(
     about = {
         "model": model, "memories": f"{short_term} + {long_term}", "frames": frames, "seeds": seeds, "prompts": prompts,
         "sampler": parts.sampler.kind, "steps": parts.sampler.steps, "guidance": parts.guidance.scale,
-        "device": str(where), "batch": at_once,
+        "device": str(where), "batch": at_once, "complete prompts": not unsaid,
         "judge": {"renders": dict(referee.renders), "after the autoencoder": dict(referee.coded)},
         "hidden pattern of renders": calibrate(referee, parts.codec, where, clips=judge_clips, frames=frames),
     }  # fmt: skip

@@ -107,7 +107,10 @@ def open_enhancer(
     backend, folder = _backend(name_or_dir)
     model = backend.enhancer(folder, **_placement(device, dtype))
     if model is None:
-        raise UserError(f"the model '{name_or_dir}' has no enhancer: leave --enhance out or choose another model")
+        raise UserError(
+            f"the model '{name_or_dir}' has no enhancer: leave --enhance out, and give the video to `streamingt2v "
+            "enhance` with another model"
+        )
     return replace(model, name=name_or_dir)
 
 

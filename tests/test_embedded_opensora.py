@@ -26,7 +26,7 @@ from streaming.model import Model
 from streaming.openings import TextOpening
 from streaming.parts import assemble
 from streaming.prompts import PromptSchedule
-from streaming.registry import make_long_term, make_short_term, open_model
+from streaming.registry import make_long_term, make_short_term, open_enhancer, open_model
 from streaming.sample import Sampler
 from streaming.training import TrainOptions
 
@@ -54,6 +54,16 @@ def test_what_ships_is_small_and_holds_no_pickle() -> None:
     assert {path.suffix for path in found} == {".json", ".safetensors"}
     assert max(path.stat().st_size for path in found) < 16e6
     assert sum(path.stat().st_size for path in found) < 40e6
+
+
+def test_it_comes_with_the_enhancer_of_its_world() -> None:
+    enhancer, own = open_enhancer("tiny-opensora"), open_enhancer("tiny-modelscope")
+    assert (enhancer.defaults.height, enhancer.defaults.width) == (
+        2 * model().defaults.height,
+        2 * model().defaults.width,
+    )
+    weights = own.backbone.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in enhancer.backbone.state_dict().items())
 
 
 def test_its_settings_are_those_of_the_recipe() -> None:

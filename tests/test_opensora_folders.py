@@ -250,6 +250,8 @@ class TestSettings:
             ("1.2", {"overlap": 16}, "a window of 51 frames with an overlap of 16 is impossible"),
             ("1.2", {"frames": 51, "overlap": 26}, "the nearest is 51 with 34"),
             ("1.1", {"frames": 8, "overlap": 8}, "the nearest is 9 with 8"),
+            ("1.0", {"frames": 4, "overlap": 4}, "the nearest is 4 with 3"),  # and not 5, more than it was made for
+            ("1.0", {"frames": 5}, "a window of 5 frames: this model was made for 4, choose no more"),
             ("1.0", {"height": 24}, "this model cannot make 16x24: the nearest size that it can is 16x12"),
             ("1.2", {"width": 15}, "frames of 240x15 pixels: height and width must be multiples of 2"),
             ("1.2", {"hight": 64}, "unknown setting 'hight'; there are height, width, fps, steps"),
@@ -263,7 +265,7 @@ class TestSettings:
 
     def test_a_window_longer_than_1_0(self, copied):
         folder = copied("1.0")
-        with pytest.raises(UserError, match="a window of 5 frames: this Open-Sora 1.0 was made for 4, choose no more"):
+        with pytest.raises(UserError, match="a window of 5 frames: this model was made for 4, choose no more"):
             unlike_settings(folder, frames=5)
         assert unlike_settings(folder, frames=3).backbone.window == Window(3, 1)
         assert GRID.frames == 4

@@ -293,7 +293,10 @@ def test_a_factory_s_own_words_pass_and_anything_else_is_told_with_its_name(monk
 def test_a_model_without_an_enhancer_says_so(families):
     with pytest.raises(UserError) as caught:
         open_enhancer("fam-one")
-    assert str(caught.value) == "the model 'fam-one' has no enhancer: leave --enhance out or choose another model"
+    assert str(caught.value) == (
+        "the model 'fam-one' has no enhancer: leave --enhance out, and give the video to `streamingt2v enhance` with "
+        "another model"
+    )
 
 
 def test_factories_get_model_and_weights(install, families, tmp_path):

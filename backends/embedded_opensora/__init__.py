@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class TinyOpenSora(Backend):
     """Open-Sora 1.2's classes at toy size, trained on the procedural world: 64x64 pixels, 8 frames a second.
 
-    Text and image encoder are those of the tiny ModelScope.
+    Text and image encoder are those of the tiny ModelScope, and so is the enhancer, which takes any small video of the
+    procedural world.
     """
 
     def describe(self) -> str:
@@ -33,6 +34,12 @@ class TinyOpenSora(Backend):
 
         folders = [packaged_weights() if directory is None else directory, shared_weights()]
         return load_open_sora(folders, device=device, dtype=dtype)
+
+    def enhancer(self, directory: Path | None, *, device: "torch.device", dtype: "torch.dtype") -> Model | None:
+        """The tiny ModelScope's."""
+        from backends.embedded import TinyModelScope
+
+        return TinyModelScope().enhancer(None, device=device, dtype=dtype)
 
 
 def packaged_weights() -> Path:
