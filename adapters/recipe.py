@@ -48,7 +48,7 @@ class MemoryRecipe:
 
 def cam_recipe(*, toy: bool = False) -> MemoryRecipe:
     """CAM, on the frozen base."""
-    return _sized(Recipe(steps=2000, batch=96, learning_rate=6e-4), toy)
+    return _sized(Recipe(steps=2000, batch=96, learning_rate=1e-3), toy)
 
 
 def apm_recipe(*, toy: bool = False) -> MemoryRecipe:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,12 @@ class Video:
     """The frames in order, [1, at most 16, 3, height, width] in [0, 1]; can be read once."""
 
 
+def film(container: Any) -> Any | None:
+    """An opened file's first stream of moving pictures; a cover is none."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic]
+    return streams[0] if streams else None
+
+
 def read_video(path: Path | str) -> Video:
     """Opens a video; only a few frames are held at a time.
 
@@ -44,11 +50,10 @@ def read_video(path: Path | str) -> Video:
     """
     path = Path(path)
     container = _open(path)
-    streams = [stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic]
-    if not streams:
+    stream = film(container)
+    if stream is None:
         container.close()
         raise UserError(f"{path} holds no video (only sound or pictures) or it is truncated: give an intact video")
-    stream = streams[0]
     images = _images(container, path, stream.index)
     first = next(images, None)
     if first is None:

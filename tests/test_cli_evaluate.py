@@ -23,7 +23,7 @@ from streaming.evaluation import workers
 from streaming.evaluation.document import MAWE_ALONE
 from streaming.evaluation.equip import Wanted, equip
 from streaming.evaluation.files import Asked, beside
-from streaming.evaluation.timing import timing
+from streaming.evaluation.timing import Timing, timing
 from streaming.metrics import DIS, BordersAt, EveryChunk, How, Results, evaluate_stream, standard
 from streaming.metrics.verdict import verdict
 from streaming.read import read_video
@@ -262,12 +262,67 @@ def test_bad_files_get_a_line_each_and_the_others_are_evaluated(
     assert "Not evaluated:" in page().text and "is empty: give an intact copy" in page().text
 
 
-def test_reports_are_written_if_nothing_can_be_evaluated(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_written_if_nothing_can_be_evaluated(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    whole = good.read_bytes()
     good.write_bytes(b"")
     assert run("evaluate", good, "--export-vbench", "vbench", *QUICK) == 2
-    assert written()["settings"] == {} and "No video could be evaluated." in page().text
-    assert "error: good.mp4: is empty: give an intact copy\n" in capfd.readouterr().err
-    assert not Path("vbench").exists()
+    told = capfd.readouterr().err
+    assert "error: good.mp4: is empty: give an intact copy\n" in told and "see above; nothing is written" in told
+    assert not Path("vbench").exists() and not list(Path("evaluation").iterdir())
+    good.write_bytes(whole)
+    assert run("evaluate", good, *QUICK) == 0  # no --overwrite is asked for
+    before = Path("evaluation/results.json").read_bytes()
+    assert run("evaluate", "typo.mp4", "--overwrite", *QUICK) == 2
+    assert Path("evaluation/results.json").read_bytes() == before
+
+
+def test_a_name_that_is_no_text(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    odd = os.fsdecode(b"bad\xff.mp4")
+    good.with_name(odd).write_bytes(good.read_bytes())
+    assert run("evaluate", odd, good, *QUICK) == 2
+    assert "error: bad\\xff.mp4: has a name that is no UTF-8, which reports cannot hold: rename it\n" in (
+        capfd.readouterr().err
+    )
+    assert [each["file"] for each in written()["videos"]] == ["bad\\xff.mp4", "good.mp4"]
+
+
+def test_sound_with_a_cover_is_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    with av.open("song.mp4", "w") as container:
+        sound, cover = container.add_stream("aac", rate=8000), container.add_stream("mjpeg")
+        cover.width, cover.height, cover.pix_fmt = 16, 16, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")))
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        samples.rate = 8000
+        for packet in (*sound.encode(samples), *sound.encode(None)):
+            container.mux(packet)
+    assert timing(Path("song.mp4")).frames == 0
+    assert run("evaluate", "song.mp4", *QUICK) == 2
+    assert "holds no video (only sound or pictures)" in capfd.readouterr().err
+
+
+def test_prompts_that_nothing_reads_are_told(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.txt").write_text("a red ball\n")
+    assert run("evaluate", good, "--prompts", "prompts.txt", *QUICK) == 0
+    line = "warning: the prompts are only listed without a CLIP model: name one with --clip for scores by prompts\n"
+    assert line in capfd.readouterr().err
+
+
+def test_a_file_or_frame_twice_among_the_prompts(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("twice.json").write_text('{"good.mp4": "x", "good.mp4": "y"}')
+    assert run("evaluate", good, "--prompts", "twice.json", *QUICK) == 2
+    told = capfd.readouterr().err
+    assert 'error: --prompts twice.json: "good.mp4" stands there twice: keep one of the two\n' in told
+    Path("frame.json").write_text('{"good.mp4": {"0": "x", "00": "y"}}')
+    assert run("evaluate", good, "--prompts", "frame.json", *QUICK) == 2
+    assert "good.mp4: frame.json: 0 stands there twice: keep one of the two" in capfd.readouterr().err
+
+
+def test_prompts_end_where_editors_end_lines(good: Path) -> None:
+    Path("odd.txt").write_text("a red\u2028ball\x0b rolls\r\n", newline="")
+    assert run("evaluate", good, "--prompts", "odd.txt", *QUICK) == 0
+    assert "rolls" in written()["videos"][0]["prompts"]["0"]
 
 
 def test_a_defect_is_ours_and_told_as_that(
@@ -299,7 +354,7 @@ def test_ctrl_c_keeps_what_is_finished(
 
     monkeypatch.setattr("streaming.evaluation.run.timing", stop)
     assert run("evaluate", good, "other.mp4", *QUICK) == 130
-    assert [each["file"] for each in written()["videos"]] == ["good.mp4"]
+    assert [each["file"] for each in written()["videos"]] == ["bad\\xff.mp4", "good.mp4"]
     assert "stopped: 1 of 2 videos are in evaluation" in capfd.readouterr().err
     assert run("evaluate", "other.mp4", "--output", "again", *QUICK) == 130
     assert "stopped: no video was finished, nothing is written" in capfd.readouterr().err
@@ -794,6 +849,13 @@ def test_timing_of_even_and_uneven_frames(tmp_path: Path) -> None:
     assert not timing(tmp_path / "even.mp4").variable
     uneven(tmp_path / "rounded.mkv", steps=(33, 33, 34))
     assert not timing(tmp_path / "rounded.mkv").variable
+    uneven(tmp_path / "phone.mp4", steps=(33, 42))  # 30 and 24 frames a second by turns
+    assert timing(tmp_path / "phone.mp4").variable
+    ticks = dict(frames=9, unit=0.01)  # a GIF of 30 frames a second counts hundredths
+    assert (
+        not Timing(shortest=0.03, longest=0.04, **ticks).variable
+        and Timing(shortest=0.03, longest=0.06, **ticks).variable
+    )
     save(tmp_path / "ours.mp4", clip(5))
     assert timing(tmp_path / "ours.mp4").frames == 5 and not timing(tmp_path / "ours.mp4").variable
     (tmp_path / "nothing.mp4").write_bytes(b"nothing")

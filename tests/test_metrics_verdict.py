@@ -387,7 +387,7 @@ BAD = {
     ),
     "noise": ("grain", 6.0, "it is noisy: 6.0 grey levels come and go with every frame"),
     "colour": ("tint_drift", 12.0, "its colours drift by 12 levels"),
-    "cuts": ("jumps", 3.0, "it is cut: 3 jumps between frames"),
+    "cuts": ("jumps", 3.0, "it is cut: jumps between frames, 3 in all"),
 }  # fmt: skip
 
 

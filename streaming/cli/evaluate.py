@@ -103,6 +103,9 @@ def evaluate(
     for line in files.skipped(videos):
         note(f"warning: {line}")
     asked, unused = files.ask(paths, prompts, borders)
+    if clip == "none" and (settle or (prompts is not None and export_vbench is None)):
+        option = "--settle has no effect" if settle else "the prompts are only listed"
+        note(f"warning: {option} without a CLIP model: name one with --clip for scores by prompts")
     if export_vbench is not None:
         vbench.check(export_vbench)
         one, other = output.resolve(), export_vbench.resolve()
@@ -168,14 +171,16 @@ def _run(
     if stopped and not document.evaluated:
         note("stopped: no video was finished, nothing is written")
         return 130
-    _write(document, output)
+    if document.evaluated:
+        _write(document, output)
     late = [each for place, each in sorted(found.items()) if place not in told and isinstance(each, Failed)]
     _tell(document, late, output, export)
     if stopped:
         note(f"stopped: {len(document.evaluated)} of {len(asked)} videos are in {output}")
         return 130
     if document.failed:
-        note(f"{len(document.failed)} of {len(asked)} videos could not be evaluated, see above or {output / FILES[1]}")
+        where = f"see above or {output / FILES[1]}" if document.evaluated else "see above; nothing is written"
+        note(f"{len(document.failed)} of {len(asked)} videos could not be evaluated, {where}")
     return 1 if any(each.defect for each in document.failed) else 2 if document.failed or unused else 0
 
 
@@ -229,9 +234,10 @@ def _write(document: "Document", output: Path) -> None:
     from streaming.evaluation.report_markdown import markdown
     from streaming.files import replacing
 
-    for name, content in zip(FILES, (document.to_json(), markdown(document), html(document)), strict=True):
+    texts = [text.encode() for text in (document.to_json(), markdown(document), html(document))]  # all, or none
+    for name, content in zip(FILES, texts, strict=True):
         with replacing(output / name, "the report") as waiting:
-            waiting.write_text(content, encoding="utf-8")
+            waiting.write_bytes(content)
 
 
 def _tell(document: "Document", failed: "Sequence[Failed]", output: Path, export: Path | None) -> None:

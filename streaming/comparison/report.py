@@ -125,8 +125,8 @@ def _explained(found: Comparison) -> str:
         )
     if any(number.left_out for number in numbers):
         lines.append(
-            "Absent: a number that is not defined for a video of the first, or of the second, as continuity is not for "
-            "one in which nothing moves; the pair is left out, so look which side loses its videos."
+            "Absent: a number that is not defined for a video of the first, or of the second, as `warp_error` is not "
+            "for one in which nothing moves; the pair is left out, so look which side loses its videos."
         )
     if any(name.startswith("mawe_") for other in found.others for name in other.numbers):
         from streaming.evaluation.document import MAWE_ALONE

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from streaming.errors import UserError
 from streaming.metrics.borders import Borders, BordersAt, EveryChunk
@@ -107,8 +107,19 @@ def ask(
     asked: list[Asked | Failed] = []
     for path in paths:
         said = given.get(path)
-        asked.append(said if isinstance(said, Failed) else _completed(Asked(path=path, prompts=said, borders=borders)))
+        if not _is_text(str(path)):
+            name = os.fsencode(path).decode("ascii", "backslashreplace")
+            asked.append(Failed(file=name, error="has a name that is no UTF-8, which reports cannot hold: rename it"))
+        elif isinstance(said, Failed):
+            asked.append(said)
+        else:
+            asked.append(_completed(Asked(path=path, prompts=said, borders=borders)))
     return asked, rest
+
+
+def _is_text(name: str) -> bool:
+    """False for the half characters that stand for bytes that are no text."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def _completed(asked: Asked) -> Asked:
@@ -156,7 +167,7 @@ def assign(paths: Sequence[Path], file: Path) -> tuple[dict[Path, PromptSchedule
 
 
 def _by_line(paths: Sequence[Path], file: Path, text: str) -> tuple[dict[Path, PromptSchedule | Failed], list[Failed]]:
-    lines = text.rstrip().splitlines()
+    lines = text.rstrip().split("\n")  # other signs that Unicode calls line ends are none in an editor
     found: dict[Path, PromptSchedule | Failed] = {}
     for number, path in enumerate(paths, start=1):
         if number > len(lines):
@@ -171,7 +182,9 @@ def _by_line(paths: Sequence[Path], file: Path, text: str) -> tuple[dict[Path, P
 
 def _by_name(paths: Sequence[Path], file: Path, text: str) -> tuple[dict[Path, PromptSchedule | Failed], list[Failed]]:
     try:
-        told = json.loads(text)
+        told = json.loads(text, object_pairs_hook=_once)
+    except UserError as error:
+        raise UserError(f"--prompts {file}: {error}") from error
     except ValueError as error:
         raise UserError(
             f"--prompts {file} is no JSON ({error}): mend it, or give a text with a prompt a line"
@@ -196,10 +209,19 @@ def _schedule(path: Path, where: str, told: object) -> PromptSchedule | Failed:
         if isinstance(told, str):
             return PromptSchedule.fixed(told)
         if isinstance(told, Mapping) and all(isinstance(text, str) for text in told.values()):
-            return PromptSchedule.of({_frame(frame): text for frame, text in told.items()})
+            return PromptSchedule.of(_once([(_frame(frame), text) for frame, text in told.items()]))
         raise UserError('write a prompt, or prompts by frame: {"0": "first", "40": "then"}')
     except UserError as error:
         return Failed(file=str(path), error=f"{where}: {error}")
+
+
+def _once(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise UserError(f"{json.dumps(name)} stands there twice: keep one of the two")
+        found[name] = value
+    return found
 
 
 def _frame(word: str) -> int:

@@ -50,9 +50,6 @@ def html(document: Document) -> str:
 
 def _overview(document: Document) -> Iterator[str]:
     names = document.headlines
-    if not document.evaluated:
-        yield "<p>No video could be evaluated.</p>"
-        return
     links = [f'<a href="#v{place}">{escape(each.file)}</a>' for place, each in enumerate(document.evaluated)]
     graded = [
         [link, str(each.results.frames), shown(rated.badness), *(shown(rated.grades.get(a)) for a in document.aspects)]

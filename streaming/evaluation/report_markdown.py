@@ -23,15 +23,12 @@ MOST_COLUMNS = 6
 def markdown(document: Document) -> str:
     """Overview, verdicts, all numbers, settings, and what could not be evaluated."""
     parts = ["# Evaluation", *_overview(document), *_failed(document)]
-    if document.evaluated:
-        parts += [*_videos(document), *_numbers(document), *_settings(document)]
+    parts += [*_videos(document), *_numbers(document), *_settings(document)]
     return "\n\n".join(parts) + "\n"
 
 
 def _overview(document: Document) -> list[str]:
     names = document.headlines
-    if not document.evaluated:
-        return ["No video could be evaluated."]
     graded = [
         [
             each.file,

@@ -8,8 +8,11 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal, final
 
-UNEVEN = 1.5
-"""The longest step in time by the shortest, from which on steps count as different (containers round them)."""
+from streaming.read import film
+
+UNEVEN, SURELY, ROUNDED = 1.1, 1.5, 0.002
+"""The longest step in time by the shortest, from which on steps count as different: if it is also longer by more than
+two of the container's units of time, to which it rounds, and by `ROUNDED` seconds; and without that."""
 _REORDERED = 32
 """Packets that may come in another order than they are shown."""
 
@@ -25,6 +28,8 @@ class Timing:
     """Step from one frame to the next, seconds; 0 for less than two frames."""
     longest: float
     """The longest one, seconds."""
+    unit: float = 0.0
+    """In which the container counts time, seconds."""
     end: float = 0.0
     """When the last frame ends, as `declared` counts, seconds."""
     declared: float | None = None
@@ -33,7 +38,8 @@ class Timing:
     @property
     def variable(self) -> bool:
         """Whether the frame rate varies."""
-        return self.longest > UNEVEN * self.shortest > 0
+        apart = self.longest - self.shortest > max(2 * self.unit, ROUNDED) * (1 + 1e-6)
+        return self.shortest > 0 and self.longest > (UNEVEN if apart else SURELY) * self.shortest
 
 
 def timing(path: Path) -> Timing:
@@ -57,16 +63,19 @@ class _Packets:
     """What is seen of a file's packets. Memory does not grow with the video."""
 
     def __init__(self) -> None:
-        self.frames, self.shortest, self.longest = 0, 0.0, 0.0
+        self.frames, self.shortest, self.longest, self.unit = 0, 0.0, 0.0, 0.0
         self._last: float | None = None
         self._waiting: list[int] = []
         self._first, self._end, self._any_end = inf, 0.0, 0.0  # of the video, and the end of any stream
         self._declared: tuple[float, Literal["video", "length", "any"]] | None = None
 
     def read(self, container: Any) -> None:
-        stream = container.streams.video[0]
+        stream = film(container)
+        if stream is None:
+            return
         self._declared = _declared(container, stream)
         base = stream.time_base or Fraction(1)
+        self.unit = float(base)
         for packet in container.demux():
             mine = packet.stream.index == stream.index
             time = packet.pts if packet.pts is not None else packet.dts
@@ -96,7 +105,7 @@ class _Packets:
         self._last = time
 
     def told(self) -> Timing:
-        told: dict[str, Any] = dict(frames=self.frames, shortest=self.shortest, longest=self.longest)
+        told: dict[str, Any] = dict(frames=self.frames, shortest=self.shortest, longest=self.longest, unit=self.unit)
         if self._declared is None:
             return Timing(**told)
         declared, what = self._declared

@@ -82,7 +82,7 @@ ASPECTS: Mapping[str, Aspect] = MappingProxyType(
         ),
         "cuts": Aspect(
             number="jumps", fine=0.0, bad=2.0, weight=1.0,
-            reason="it is cut: {value:.0f} jumps between frames",
+            reason="it is cut: jumps between frames, {value:.0f} in all",
         ),
     }
 )  # fmt: skip
