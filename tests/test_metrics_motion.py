@@ -1,7 +1,7 @@
 """Motion, its evenness, flicker, seams and drift beside plain loops; what each is blind and not blind to."""
 
 import math
-from statistics import fmean, pstdev
+from statistics import fmean, median_low, pstdev
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from streaming.metrics import DIS, BordersAt, Drift, EveryChunk, Flicker, FlowSp
 from streaming.metrics import looks as look
 from streaming.metrics.results import badness
 from streaming.metrics.running import departure
+from streaming.metrics.still import beyond_light
 from tests.test_metrics_contract import GivenFlow, ShiftFlow, measure, moving, noise
 
 EVERY = EveryChunk(4, 3)
@@ -105,6 +106,74 @@ def test_a_small_object_before_a_still_picture_is_motion(side):
     found = measure(video, Motion(), flow=ShiftFlow(x=0.001))
     assert found["stagnant"] == 0
     assert measure(video[:1].expand(24, -1, -1, -1), Motion(), flow=ShiftFlow(x=0.001))["stagnant"] == 1
+
+
+LIGHTS = {
+    "a slow fade": lambda video: video.float() + 0.7 * frames_of(video),
+    "a fade to black": lambda video: video * (1 - frames_of(video) / len(video)),
+    "flicker": lambda video: video + Key(2).integers(-20, 21, len(video), 1, 1, 1),
+    "exposure": lambda video: video * Key(4).integers(80, 121, len(video), 1, 1, 1) / 100,
+}
+
+
+def frames_of(video):
+    return torch.arange(len(video)).view(-1, 1, 1, 1)
+
+
+def with_square(side, across, *, size=128, step=2, frames=24):
+    """A still picture, partly white and partly black, and a square that moves over it."""
+    video = (noise(1, size, size) // 4 * 2 + 60).expand(frames, -1, -1, -1).clone()
+    video[..., :16, :], video[..., -16:, :] = 255, 0
+    still = video.clone()
+    for t, frame in enumerate(video):
+        frame[:, 60 : 60 + side, 10 + step * t : 10 + step * t + side] = across
+    return video, still
+
+
+@pytest.mark.parametrize("light", LIGHTS)
+def test_a_small_object_is_motion_whatever_the_light_does(light):
+    """And light alone is none, where what is white or black does not change with it either."""
+    found = [
+        measure(LIGHTS[light](each).round().clamp(0, 255).to(torch.uint8), Motion(), flow=ShiftFlow(x=0.001))
+        for each in with_square(12, 240)
+    ]
+    assert found[0]["stagnant"] <= (0.3 if light == "a fade to black" else 0) and found[1]["stagnant"] == 1
+
+
+def test_a_small_object_that_changes_hardly_any_pixel_is_motion():
+    """Frames differ by less than 0.1 levels on average."""
+    video, _ = with_square(11, 200, size=160, step=1, frames=40)
+    assert float(video[1:].int().sub(video[:-1].int()).abs().float().mean(dim=(1, 2, 3)).max()) < 0.1
+    nothing = ShiftFlow(x=0.0)
+    assert measure(video, Motion(), flow=nothing)["stagnant"] <= 3 / 39  # too few frames to look back at
+    stopped = torch.cat([video, video[-1:].expand(20, -1, -1, -1)])
+    assert 20 / 59 <= measure(stopped, Motion(), flow=nothing)["stagnant"] <= 23 / 59
+    often = video.repeat_interleave(3, dim=0)  # each frame three times
+    assert measure(often, Motion(), flow=nothing)["stagnant"] >= 2 / 3
+
+
+@given(st.integers(0, 999), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))
+def test_what_is_beyond_light_equals_plain_loops(seed, frames, high, wide):
+    cells = Key(seed).integers(0, 256, frames + 1, 3, high, wide).float()
+    small, last = cells[0], cells[1:]
+    found = beyond_light(small, last)
+    for k in range(frames):
+        for channel in range(3):
+            new, old = small[channel].flatten().tolist(), last[k, channel].flatten().tolist()
+            offset = median_low([a - b for a, b in zip(new, old, strict=True)])
+            factor = median_low([(a + 1) / (b + 1) for a, b in zip(new, old, strict=True)])
+            for cell, (a, b) in enumerate(zip(new, old, strict=True)):
+                all_of_light = (0, offset, (factor - 1) * (b + 1))
+                beyond = max(0, a - b - max(all_of_light), min(all_of_light) - (a - b))
+                assert float(found[k, channel].flatten()[cell]) == pytest.approx(beyond, abs=1e-3)
+
+
+@given(st.integers(0, 999), st.floats(-60, 60), st.floats(0.5, 1.5))
+def test_light_is_not_beyond_light(seed, offset, gain):
+    """Not even where it meets white or black."""
+    last = Key(seed).integers(0, 256, 1, 3, 8, 8).float()
+    assert float(beyond_light((last[0] + offset).clamp(0, 255), last).max()) < 1e-3
+    assert float(beyond_light(last[0] * gain, last).max()) < 1
 
 
 @given(st.integers(0, 99), st.floats(0.001, 0.5))

@@ -29,8 +29,8 @@ class Stillness(Described):
     fastest: float = 0.05
     """Share of the pixels that are the fastest ones [VBench's dynamic degree looks at as many]."""
     levels: float = 0.1
-    """Mean absolute difference, grey levels of 255, up to which a pair is still whatever the flow says: some
-    estimators see motion between equal frames."""
+    """Mean absolute difference, grey levels of 255, up to which a pair is still whatever the flow says, unless a small
+    object moves: some estimators see motion between equal frames."""
     change: float = 2.0
     """Levels (mean over the channels) by which the cells that change most do so, against any of the last `reach`
     frames, up to which a pair is still whatever the flow says. At the video's start, where there are fewer frames, in
@@ -46,7 +46,9 @@ class Stillness(Described):
     than a cell may be moving."""
     clear: float = 6.0
     """Levels by which the cells that change most do so from which on a pair is not still though the fastest pixels
-    are slow on average, if half of the cells change by less than `change`: a small object moves in a still picture."""
+    are slow on average, if half of the cells change by less than `change`: a small object moves in a still picture.
+    What a common change of light explains does not count. Frames that differ by `levels` or less must do so by their
+    part of it, one of `reach`, since the previous frame."""
     share: float = 0.95
     """Share of still pairs from which on a video is frozen."""
 
@@ -69,30 +71,55 @@ class Watch:
 
     def still(self, seen: Observation) -> bool:
         """Whether nothing moved since the previous frame, which it must have been shown. False for the first frame."""
-        rows, cols = (min(self._limits.cells, side) for side in seen.frame.shape[-2:])
+        limits, earlier = self._limits, tuple(self._last)
+        rows, cols = (min(limits.cells, side) for side in seen.frame.shape[-2:])
         small = functional.adaptive_avg_pool2d(seen.frame.float(), (rows, cols))
-        (change, usual), before = self._change(small), len(self._last)
         self._last.append(small)
         if seen.previous is None:
             return False
-        if seen.difference <= self._limits.levels:
+        last = torch.stack(earlier)
+        if seen.difference <= limits.levels:
+            return not self._small_object(small, last, just_now=True)
+        change = float(self._most((small - last).abs()).max())
+        if seen.difference <= limits.faint and change < limits.change * len(last) / limits.reach:
             return True
-        if seen.difference <= self._limits.faint and change < self._limits.change * before / self._limits.reach:
-            return True
-        if change > self._limits.clear and usual < self._limits.change:
-            return False
-        return seen.flow is not None and self._slow(seen)
+        return not self._small_object(small, last) and seen.flow is not None and self._slow(seen)
 
-    def _change(self, small: Float[Tensor, "3 high wide"]) -> tuple[float, float]:
-        """The largest of the differences from the frames that are kept, levels: of the cells that change most, and of
-        the middle one."""
-        if not self._last:
-            return 0.0, 0.0
-        apart = (small - torch.stack(tuple(self._last))).abs().mean(dim=1).flatten(1)
-        largest = apart.topk(max(1, round(self._limits.most * apart.shape[1])), dim=1, sorted=False).values
-        return float(largest.mean(dim=1).max()), float(apart.median(dim=1).values.max())
+    def _small_object(
+        self, small: Float[Tensor, "3 high wide"], last: Float[Tensor, "frames 3 high wide"], *, just_now: bool = False
+    ) -> bool:
+        """Whether a few cells change clearly and half of them hardly; just_now: since the previous frame, too."""
+        own = beyond_light(small, last)
+        most, usual = self._most(own), own.mean(dim=1).flatten(1).median(dim=1).values
+        lately = not just_now or float(most[-1]) > self._limits.clear / self._limits.reach
+        return lately and float(most.max()) > self._limits.clear and float(usual.max()) < self._limits.change
+
+    def _most(self, apart: Float[Tensor, "frames 3 high wide"]) -> Float[Tensor, " frames"]:
+        """The cells that change most, levels: the mean of theirs, for each of the frames that are kept."""
+        cells = apart.mean(dim=1).flatten(1)
+        return cells.topk(max(1, round(self._limits.most * cells.shape[1])), dim=1, sorted=False).values.mean(dim=1)
 
     def _slow(self, seen: Observation) -> bool:
         lengths = seen.lengths.flatten()
         longest = torch.topk(lengths, max(1, round(self._limits.fastest * len(lengths))), sorted=False).values
         return float(longest.mean()) < self._limits.pixels * min(seen.frame.shape[-2:]) / 256
+
+
+def beyond_light(
+    small: Float[Tensor, "3 high wide"], last: Float[Tensor, "frames 3 high wide"]
+) -> Float[Tensor, "frames 3 high wide"]:
+    """By how many levels each cell changes, 0 or more, beyond what a common change of light may do to it.
+
+    What light does to a cell lies between nothing (it is white or black already) and the larger of two: the levels by
+    which the channel's middle cell changes, and the factor by which it does (a level is added, for what is black).
+    """
+    change = small - last
+    offset = _middle(change).expand_as(change)
+    gain = (_middle((small + 1) / (last + 1)) - 1) * (last + 1)
+    least = torch.minimum(offset, gain).clamp(max=0)
+    largest = torch.maximum(offset, gain).clamp(min=0)
+    return (change - torch.maximum(torch.minimum(change, largest), least)).abs()
+
+
+def _middle(cells: Float[Tensor, "frames 3 high wide"]) -> Float[Tensor, "frames 3 1 1"]:
+    return cells.flatten(2).median(dim=2).values[..., None, None]
