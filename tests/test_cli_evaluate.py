@@ -354,7 +354,7 @@ def test_ctrl_c_keeps_what_is_finished(
 
     monkeypatch.setattr("streaming.evaluation.run.timing", stop)
     assert run("evaluate", good, "other.mp4", *QUICK) == 130
-    assert [each["file"] for each in written()["videos"]] == ["bad\\xff.mp4", "good.mp4"]
+    assert [each["file"] for each in written()["videos"]] == ["good.mp4"]
     assert "stopped: 1 of 2 videos are in evaluation" in capfd.readouterr().err
     assert run("evaluate", "other.mp4", "--output", "again", *QUICK) == 130
     assert "stopped: no video was finished, nothing is written" in capfd.readouterr().err
