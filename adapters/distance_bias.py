@@ -21,6 +21,7 @@ class DistanceBias(nn.Module):
     """
 
     def __init__(self, heads: int) -> None:
+        """heads: of the attention; each has slopes of its own."""
         super().__init__()
         start = torch.linspace(math.log(STEEPEST), math.log(FLATTEST), heads)
         self.behind = nn.Parameter(start.clone())

@@ -62,7 +62,7 @@ def write_adapter(folder: Path, kind: str, config: "DataclassInstance", tensors:
 
 def read_config(folder: Path, kind: str, config: type[C]) -> C:
     """The configuration in an adapter's folder. Raises UserError if it is damaged or another class's."""
-    about = _about(folder)
+    about = read_about(folder)
     if about.get("class") != kind:
         raise UserError(
             f"{folder} holds a {about.get('class', 'model of unknown class')}, not a {kind}: give another folder"
@@ -109,7 +109,8 @@ def load_weights(folder: Path, module: nn.Module) -> None:
     module.load_state_dict(tensors)
 
 
-def _about(folder: Path) -> dict[str, Any]:
+def read_about(folder: Path) -> dict[str, Any]:
+    """What an adapter's folder says of itself. Raises UserError if it says nothing, or is damaged."""
     try:
         about = json.loads((folder / CONFIG).read_text())
     except FileNotFoundError:
@@ -122,7 +123,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    index = _about(folder).get("weights", f"{WEIGHTS}.safetensors")
+    index = read_about(folder).get("weights", f"{WEIGHTS}.safetensors")
     names = sorted(set(index.values())) if isinstance(index, dict) else [index]
     tensors: dict[str, Tensor] = {}
     for name in names:

@@ -4,7 +4,6 @@ Rivals are trained as what they are compared with: the same clips in the same or
 and at the same rate.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, Protocol, final, runtime_checkable
@@ -19,6 +18,7 @@ from adapters.cam import cam, new_cam
 from adapters.clips import Batch, ClipBatches
 from adapters.conc_cond import new_conc_cond
 from adapters.recipe import MemoryRecipe, apm_recipe, cam_recipe, memories_recipe
+from adapters.store import CONFIG, read_about
 from streaming.backbone import Backbone, Call, FeatureEncoder, Guided
 from streaming.datasets import ClipDataset
 from streaming.errors import UserError
@@ -116,11 +116,17 @@ class MemoryObjective(nn.Module):
         groups: dict[float, list[nn.Parameter]] = {}
         for name, value in self.named_parameters():
             if value.requires_grad:
-                copied, slope = name.startswith("short.") and ".encoder." in name, ".distance." in name
-                gate = recipe.gate_rate if name.endswith(".alpha") else 1.0
-                factor = recipe.encoder_rate if copied else recipe.slope_rate if slope else gate
-                groups.setdefault(factor, []).append(value)
+                groups.setdefault(_rate(name, recipe), []).append(value)
         return [(values, factor) for factor, values in groups.items()]
+
+
+def _rate(name: str, recipe: MemoryRecipe) -> float:
+    """Factor on the learning rate of a parameter of `MemoryObjective`."""
+    if name.startswith("short.") and ".encoder." in name:
+        return recipe.encoder_rate
+    if ".distance." in name:
+        return recipe.slope_rate
+    return recipe.gate_rate if name.endswith(".alpha") else 1.0
 
 
 def train_cam(options: TrainOptions) -> Result:
@@ -255,11 +261,12 @@ def checkpoint_gradients(model: Model, short: ShortTermMemory[Any]) -> None:
 def _asked(recipe: MemoryRecipe, options: TrainOptions, name: str, folder: str | None = None) -> MemoryRecipe:
     """The recipe with what the options ask for, or else what a training that is gone on with began with.
 
-    name: of its state. folder: where its short-term memory lies; None: `name`.
+    name: of its state. folder: where its short-term memory lies; None: `name`. Raises UserError if what is told there
+    is damaged.
     """
-    config, begun = options.work / (folder or name) / "config.json", {}
-    if (options.work / "state" / f"{name}.safetensors").exists() and config.exists():
-        begun = json.loads(config.read_text())
+    place = options.work / (folder or name)
+    goes_on = (options.work / "state" / f"{name}.safetensors").exists() and (place / CONFIG).exists()
+    begun = read_about(place) if goes_on else {}
     distances = options.distances or begun.get("distances", False)
     return replace(recipe, condition=options.condition or begun.get("condition"), distances=distances)
 

@@ -302,29 +302,6 @@ def test_sound_with_a_cover_is_no_video(tmp_path: Path, monkeypatch: pytest.Monk
     assert "holds no video (only sound or pictures)" in capfd.readouterr().err
 
 
-def test_prompts_that_nothing_reads_are_told(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    Path("prompts.txt").write_text("a red ball\n")
-    assert run("evaluate", good, "--prompts", "prompts.txt", *QUICK) == 0
-    line = "warning: the prompts are only listed without a CLIP model: name one with --clip for scores by prompts\n"
-    assert line in capfd.readouterr().err
-
-
-def test_a_file_or_frame_twice_among_the_prompts(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    Path("twice.json").write_text('{"good.mp4": "x", "good.mp4": "y"}')
-    assert run("evaluate", good, "--prompts", "twice.json", *QUICK) == 2
-    told = capfd.readouterr().err
-    assert 'error: --prompts twice.json: "good.mp4" stands there twice: keep one of the two\n' in told
-    Path("frame.json").write_text('{"good.mp4": {"0": "x", "00": "y"}}')
-    assert run("evaluate", good, "--prompts", "frame.json", *QUICK) == 2
-    assert "good.mp4: frame.json: 0 stands there twice: keep one of the two" in capfd.readouterr().err
-
-
-def test_prompts_end_where_editors_end_lines(good: Path) -> None:
-    Path("odd.txt").write_text("a red\u2028ball\x0b rolls\r\n", newline="")
-    assert run("evaluate", good, "--prompts", "odd.txt", *QUICK) == 0
-    assert "rolls" in written()["videos"][0]["prompts"]["0"]
-
-
 def test_a_defect_is_ours_and_told_as_that(
     good: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -609,6 +586,29 @@ def test_chunks_behind_an_opening(good: Path, monkeypatch: pytest.MonkeyPatch) -
     assert beside(Path("video.mp4.checkpoint"))[1] == EveryChunk(20, 4)
     assert run(*common, "--image", "red.png", "--frames", 1, "--output", "first.mp4") == 0
     assert beside(Path("first.mp4.checkpoint"))[1] == BordersAt((1,))
+
+
+def test_prompts_that_nothing_reads_are_told(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.txt").write_text("a red ball\n")
+    assert run("evaluate", good, "--prompts", "prompts.txt", *QUICK) == 0
+    line = "warning: the prompts are only listed without a CLIP model: name one with --clip for scores by prompts\n"
+    assert line in capfd.readouterr().err
+
+
+def test_a_file_or_frame_twice_among_the_prompts(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("twice.json").write_text('{"good.mp4": "x", "good.mp4": "y"}')
+    assert run("evaluate", good, "--prompts", "twice.json", *QUICK) == 2
+    told = capfd.readouterr().err
+    assert 'error: --prompts twice.json: "good.mp4" stands there twice: keep one of the two\n' in told
+    Path("frame.json").write_text('{"good.mp4": {"0": "x", "00": "y"}}')
+    assert run("evaluate", good, "--prompts", "frame.json", *QUICK) == 2
+    assert "good.mp4: frame.json: 0 stands there twice: keep one of the two" in capfd.readouterr().err
+
+
+def test_prompts_end_where_editors_end_lines(good: Path) -> None:
+    Path("odd.txt").write_text("a red\u2028ball\x0b rolls\r\n", newline="")
+    assert run("evaluate", good, "--prompts", "odd.txt", *QUICK) == 0
+    assert "rolls" in written()["videos"][0]["prompts"]["0"]
 
 
 # --- VBench -----------------------------------------------------------------------------------------------------------

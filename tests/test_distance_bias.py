@@ -117,6 +117,9 @@ def test_the_command_trains_with_distances_and_goes_on_with_them(tmp_path: Path,
     command_line(part, tmp_path, toy=True, steps=4, device="cpu")
     folder = "cam" if part == "memories" else part
     assert json.loads((tmp_path / folder / "config.json").read_text())["distances"] is True
+    (tmp_path / folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json cannot be read .*: train or download the adapter again"):
+        command_line(part, tmp_path, toy=True, steps=6, device="cpu")
 
 
 @pytest.mark.parametrize("part", ["apm", "append", "add-cond", "conc-cond", "base", "text", "image", "transformer"])

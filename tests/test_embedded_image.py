@@ -40,7 +40,9 @@ def test_readers_ask_for_what_no_caption_names():
     assert {name: tuple(drawn[name].shape) for name in image.ASKED} == dict.fromkeys(image.ASKED, (6,))
     assert not torch.equal(drawn["frames"], drawn["later"])
     told = learner(drawn)
-    assert told["loss"].item() == pytest.approx((told["frame_text"] + told["frame_frame"] + 4 * told["tell"]).item())
+    assert told["loss"].item() == pytest.approx(
+        (told["frame_text"] + told["frame_frame"] + image.TELL * told["tell"]).item()
+    )
     told["loss"].backward()
     assert all(value.grad is None for value in learner.text.parameters())
     assert all(value.grad.abs().sum() > 0 for name, value in learner.readers.named_parameters())

@@ -33,6 +33,10 @@ ASKED = {name: len(ATTRIBUTES[name]) for name in NAMED} | {name: len(each) for n
 """What readers ask for, with the number of possible answers."""
 
 
+TELL = 4.0
+"""Weight of the readers' loss beside the two contrasts."""
+
+
 @final
 class ImageObjective(nn.Module):
     """Readers on the embeddings of frames, and contrast with captions and with later frames of the same scene."""
@@ -63,7 +67,7 @@ class ImageObjective(nn.Module):
         frame_frame = contrast(frames, later, scale[1], torch.zeros_like(same_look))
         wrong = [F.cross_entropy(self.readers[name](embeds), batch[name].repeat(2)) for name in ASKED]
         tell = torch.stack(wrong).mean()
-        loss = frame_text + frame_frame + 4 * tell
+        loss = frame_text + frame_frame + TELL * tell
         return {"loss": loss, "tell": tell, "frame_text": frame_text, "frame_frame": frame_frame}
 
     def embed(self, frames: Tensor) -> Float[Tensor, "n depth"]:

@@ -1,7 +1,7 @@
 """Second training of the embedded text encoder: which way the camera moves, in the states that denoisers read.
 
-Contrast with frames (`train_clip`) leaves no trace of it: frames in any order have the same mean embedding, so "pans
-left" and "pans right" come out alike, and a denoiser can only guess. Captions are all that is needed here.
+Contrast with frames (`train_clip`) leaves hardly a trace of it: frames in any order have the same mean embedding, so
+"pans left" and "pans right" come out nearly alike. Captions are all that is needed here.
 """
 
 import copy
@@ -26,6 +26,8 @@ RECIPE = Recipe(steps=1500, batch=64, learning_rate=5e-4, warmup=50, ema=0.99)
 TOY = Recipe(steps=4, batch=8, learning_rate=3e-4, warmup=1, ema=0.5, log_every=2)
 SHARPNESS = 8.0
 """Of the readers, whose scores are cosines: states of different cameras must differ by more than a trace."""
+KEEP_STATES, KEEP_EMBEDS = 4.0, 10.0
+"""Weights of the losses that hold states and embeddings where they were, beside that of the camera."""
 UNSAID = len(CAMERAS)
 """Number of a caption that doesn't name the camera."""
 
@@ -55,7 +57,7 @@ class TextObjective(nn.Module):
         kept = F.mse_loss(states, before.last_hidden_state.float()) / before.last_hidden_state.float().var()
         embeds = [F.normalize(each.text_embeds.float(), dim=-1) for each in (now, before)]
         moved = (embeds[0] - embeds[1]).square().sum(dim=-1).mean()
-        return {"loss": tell + 4 * kept + 10 * moved, "tell": tell, "states": kept, "embeds": moved}
+        return {"loss": tell + KEEP_STATES * kept + KEEP_EMBEDS * moved, "tell": tell, "states": kept, "embeds": moved}
 
 
 def behind_end(tokens: Int[Tensor, "captions tokens"]) -> Tensor:
