@@ -97,6 +97,11 @@ def test_quality_is_an_option(tmp_path: Path) -> None:
     assert (tmp_path / "40.mp4").stat().st_size < (tmp_path / "10.mp4").stat().st_size
 
 
+def test_nothing_that_gives_narrow_pictures_other_bits_now_and_then(tmp_path: Path) -> None:
+    write(tmp_path / "x.mp4", pieces_of([3]))
+    assert b"mbtree=0" in (tmp_path / "x.mp4").read_bytes(), "x264 tells its settings in the file"
+
+
 @pytest.mark.parametrize("colour", [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.9, 0.2, 0.1), (1.0, 1.0, 1.0)])
 def test_colours_come_back(tmp_path: Path, colour: tuple[float, ...]) -> None:
     frames = torch.tensor(colour).view(1, 1, 3, 1, 1).expand(1, 2, 3, 32, 32)
