@@ -181,8 +181,9 @@ def _encode_into(
     from av.video.reformatter import ColorRange, Colorspace
 
     # `stitchable` keeps the parameter sets independent of content and quality, as all pieces share the first one's.
-    # Without `no-mbtree`, x264 gives pictures less than 64 pixels wide other bits once in some hundred times.
-    options = {"x264-params": "stitchable=1:no-mbtree=1", "bf": "0", **({"qp": "0"} if crf is None else {"crf": str(crf)})}
+    # The macroblock tree's vector code gives pictures less than 64 pixels wide other bits once in some hundred times.
+    tree = int(frames.shape[-1] >= 64)
+    options = {"x264-params": f"stitchable=1:mbtree={tree}", "bf": "0", **({"qp": "0"} if crf is None else {"crf": str(crf)})}
     stream = container.add_stream("libx264rgb" if crf is None else "libx264", rate=rate, options=options)
     images = frames if crf is None else _even(frames)
     stream.height, stream.width = images.shape[-2:]

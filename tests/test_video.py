@@ -97,9 +97,10 @@ def test_quality_is_an_option(tmp_path: Path) -> None:
     assert (tmp_path / "40.mp4").stat().st_size < (tmp_path / "10.mp4").stat().st_size
 
 
-def test_nothing_that_gives_narrow_pictures_other_bits_now_and_then(tmp_path: Path) -> None:
-    write(tmp_path / "x.mp4", pieces_of([3]))
-    assert b"mbtree=0" in (tmp_path / "x.mp4").read_bytes(), "x264 tells its settings in the file"
+@pytest.mark.parametrize(("cols", "tree"), [(24, 0), (63, 0), (64, 1)])
+def test_nothing_that_gives_narrow_pictures_other_bits_now_and_then(tmp_path: Path, cols: int, tree: int) -> None:
+    write(tmp_path / "x.mp4", pieces_of([3], cols=cols))
+    assert f"mbtree={tree}".encode() in (tmp_path / "x.mp4").read_bytes(), "x264 tells its settings in the file"
 
 
 @pytest.mark.parametrize("colour", [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.9, 0.2, 0.1), (1.0, 1.0, 1.0)])
