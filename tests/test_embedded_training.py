@@ -129,6 +129,7 @@ def test_a_slice_of_clips_is_made_once_in_a_period(
     monkeypatch.setattr(module, "train_unet", run)
     monkeypatch.setattr(unets, "fit", fit)
     monkeypatch.setattr(unets, "_frozen", lambda options: parts)
+    build_base(32, toy=True).save_pretrained(tmp_path / "unet")  # which the enhancer's clips are remade by
     getattr(module, name)(toy(tmp_path))
     assert len(slices) == 4
 
