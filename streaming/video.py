@@ -183,7 +183,8 @@ def _encode_into(
     # `stitchable` keeps the parameter sets independent of content and quality, as all pieces share the first one's.
     # The macroblock tree's vector code gives pictures less than 64 pixels wide other bits once in some hundred times.
     tree = int(frames.shape[-1] >= 64)
-    options = {"x264-params": f"stitchable=1:mbtree={tree}", "bf": "0", **({"qp": "0"} if crf is None else {"crf": str(crf)})}
+    quality = {"qp": "0"} if crf is None else {"crf": str(crf)}
+    options = {"x264-params": f"stitchable=1:mbtree={tree}", "bf": "0", **quality}
     stream = container.add_stream("libx264rgb" if crf is None else "libx264", rate=rate, options=options)
     images = frames if crf is None else _even(frames)
     stream.height, stream.width = images.shape[-2:]
