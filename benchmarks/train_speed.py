@@ -95,6 +95,7 @@ def _batches(
     key, high = Key(0), SIZE // 8
     pool = {
         "latents": key.normal(count, LATENT_CHANNELS, FRAMES, high, high).to(device).half(),
+        "object": torch.zeros(count, 1, FRAMES, high, high, device=device),
         "text": key.fold("text").normal(count, 2, TOKENS, TEXT_WIDTH).to(device).half(),
     }
     empty = torch.zeros(1, TOKENS, TEXT_WIDTH, device=device)

@@ -20,7 +20,7 @@ from backends.embedded import train_vae as vae
 from backends.embedded.config import LATENT_CHANNELS, build_defaults, build_scheduler, build_text_encoder, build_vae
 from backends.embedded.pool import decode, encode, random_start
 from backends.embedded.tokenizer import build_tokenizer
-from backends.embedded.train_unet import Frozen
+from backends.embedded.train_unet import OBJECT, Frozen, levels
 from backends.world import VOCABULARY, render, sample_scenes
 from streaming.datasets import device_generator
 from streaming.enhancer import assemble_enhancer
@@ -73,21 +73,22 @@ class Predicts(nn.Module):
         self, latents: torch.Tensor, time: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> SimpleNamespace:
         self.seen.append((float(time[0]), encoder_hidden_states))
-        signal, share = enhancer.levels(Diffusion(build_scheduler()), time)
+        signal, share = levels(Diffusion(build_scheduler()), time)
         clean = torch.as_tensor(self.clean)
         clean = clean.repeat(len(latents) // len(clean), 1, 1, 1, 1) if clean.ndim else clean
         return SimpleNamespace(sample=(signal * latents - clean) / share)
 
 
 def ratio(diffusion: Diffusion, time: torch.Tensor) -> torch.Tensor:
-    signal, share = enhancer.levels(diffusion, time)
+    signal, share = levels(diffusion, time)
     return (signal / share).flatten()
 
 
 def drawn(n: int, seed: int = 0) -> dict[str, torch.Tensor]:
     key = Key(seed)
     fine, residual = (key.fold("latents", k).normal(n, LATENT_CHANNELS, 2, 2, 2) for k in range(2))
-    return {"fine": fine, "enlarged": fine + 0.3 * residual, "text": torch.zeros(n, 2, 3, 4)}
+    text, nowhere = torch.zeros(n, 2, 3, 4), torch.zeros(n, 1, 2, 2, 2)
+    return {"fine": fine, "enlarged": fine + 0.3 * residual, "object": nowhere, "text": text}
 
 
 @pytest.mark.parametrize("strength", [0.1, 0.3, 0.7])
@@ -97,7 +98,7 @@ def test_who_predicts_the_fine_video_follows_the_trained_way(strength: float, ki
     scheduler, pool = build_scheduler(), drawn(3)
     diffusion, noise = Diffusion(scheduler), Key(1).normal(*pool["fine"].shape)
     start = torch.full((3,), round(1000 * strength) - 1.0)
-    signal, share = enhancer.levels(diffusion, start)
+    signal, share = levels(diffusion, start)
     shifted = noise + signal / share * (pool["enlarged"] - pool["fine"])
 
     def perfect(latents: torch.Tensor, step: Step) -> torch.Tensor:
@@ -116,7 +117,7 @@ def test_batches_lie_on_such_ways() -> None:
     generator = torch.Generator().manual_seed(0)
     batch = enhancer.shifted_batch(pool, torch.zeros(1, 3, 4), diffusion, generator)
     assert batch["time"].min() >= 0 and batch["time"].max() < enhancer.MOST
-    signal, share = enhancer.levels(diffusion, batch["time"])
+    signal, share = levels(diffusion, batch["time"])
     noise = (batch["noisy"] - signal * pool["fine"]) / share
     torch.testing.assert_close(batch["target"], signal * noise - share * pool["fine"], atol=1e-3, rtol=1e-3)
     residual = pool["enlarged"] - pool["fine"]
@@ -137,7 +138,7 @@ def known_starts(n: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tenso
     residual = 1e4 * (pool["enlarged"] - pool["fine"])
     pool["enlarged"] = pool["fine"] + residual
     batch = enhancer.shifted_batch(pool, torch.zeros(1, 3, 4), diffusion, torch.Generator().manual_seed(0))
-    signal, share = enhancer.levels(diffusion, batch["time"])
+    signal, share = levels(diffusion, batch["time"])
     noise = (batch["noisy"] - signal * pool["fine"]) / share
     held = (noise * residual).sum(dim=(1, 2, 3, 4)) / residual.square().sum(dim=(1, 2, 3, 4))
     shares = ratio(diffusion, torch.arange(1000.0))
@@ -159,12 +160,22 @@ def test_a_weighted_error_is_the_fine_videos_in_units_of_the_starts_noise() -> N
     """A velocity that errs by e gives a clean video that errs by less the less noise is left; the weight knows."""
     diffusion, e = Diffusion(build_scheduler()), 100.0
     pool, batch, starts = known_starts(200)
-    signal, share = enhancer.levels(diffusion, batch["time"])
+    signal, share = levels(diffusion, batch["time"])
     clean = signal * batch["noisy"] - share * (batch["target"] + e)
     missed = (clean - pool["fine"]).square().mean(dim=(1, 2, 3, 4))
-    begin = enhancer.levels(diffusion, starts.float())[1].flatten()
-    torch.testing.assert_close(batch["weight"] * e**2, missed / begin**2, rtol=5e-3, atol=0)
-    assert batch["weight"].min() < 0.1 and batch["weight"].max() <= 1
+    begin = levels(diffusion, starts.float())[1].flatten()
+    weight = batch["weight"][:, 0, 0, 0, 0]
+    torch.testing.assert_close(weight * e**2, missed / begin**2, rtol=5e-3, atol=0)
+    assert weight.min() < 0.1 and weight.max() <= 1
+
+
+def test_the_objects_cells_count_more() -> None:
+    diffusion, pool = Diffusion(build_scheduler()), drawn(50)
+    pool["object"][:, :, 1] = 1.0
+    batch = enhancer.shifted_batch(pool, torch.zeros(1, 3, 4), diffusion, torch.Generator().manual_seed(0))
+    signal = levels(diffusion, batch["time"])[0].flatten()
+    ratios = (batch["weight"][:, :, 1] / batch["weight"][:, :, 0]).mean(dim=(1, 2, 3))
+    torch.testing.assert_close(ratios, 1 + (OBJECT - 1) * signal**2)
 
 
 def test_a_pair_is_a_fine_video_and_a_small_one_that_the_base_model_remade_enlarged() -> None:

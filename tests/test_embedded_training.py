@@ -25,9 +25,9 @@ from backends.embedded.config import (
     without_dropout,
 )
 from backends.embedded.judge import Judge, JudgeConfig
-from backends.embedded.pool import PERIOD
+from backends.embedded.pool import PERIOD, random_start
 from backends.embedded.tokenizer import BOS, EOS, PAD, UNKNOWN, build_tokenizer, token_numbers
-from backends.world import VOCABULARY, captions, sample_scenes
+from backends.world import VOCABULARY, captions, object_mask, sample_scenes
 from backends.world.dataset import ProceduralWorld
 from streaming.errors import UserError
 from streaming.keys import Key
@@ -142,8 +142,15 @@ def test_the_objective_weighs_each_clips_error(weight: tuple[float, float]) -> N
 
     target = Key(0).normal(2, 3, 2, 4, 4)
     batch = {"noisy": target, "target": target, "time": torch.zeros(2), "text": torch.zeros(2, 3, 4)}
-    loss = unets.DiffusionObjective(Silent())(batch | {"weight": torch.tensor(weight)})["loss"]
-    expected = sum(w * clip.square().mean() for w, clip in zip(weight, target, strict=True)) / 2
+    cells = torch.tensor(weight).view(2, 1, 1, 1, 1) * torch.tensor([1.0, 3.0]).view(2, 1, 1)  # frames differ, too
+    loss = unets.DiffusionObjective(Silent())(batch | {"weight": cells})["loss"]
+    expected = (
+        sum(
+            w * (clip[:, 0].square().mean() + 3 * clip[:, 1].square().mean()) / 2
+            for w, clip in zip(weight, target, strict=True)
+        )
+        / 2
+    )
     torch.testing.assert_close(loss, expected)
 
 
@@ -160,7 +167,8 @@ def test_velocity_of_a_scheduler_step_gives_the_clean_latents_back() -> None:
 
 def test_times_are_spread_evenly_and_below_the_limit() -> None:
     generator, diffusion = torch.Generator().manual_seed(0), Diffusion(build_scheduler())
-    pool, empty = {"latents": torch.zeros(7, 1, 1, 1, 1), "text": torch.zeros(7, 2, 2, 3)}, torch.zeros(1, 2, 3)
+    pool = {name: torch.zeros(7, 1, 1, 1, 1) for name in ("latents", "object")} | {"text": torch.zeros(7, 2, 2, 3)}
+    empty = torch.zeros(1, 2, 3)
     times = torch.cat([base.noised_batch(pool, empty, diffusion, generator)["time"] for _ in range(300)])
     assert times.min() >= 0 and times.max() <= 999
     assert torch.histc(times.float(), 7, 0, 1000).tolist() == pytest.approx([300] * 7, abs=3)
@@ -168,11 +176,32 @@ def test_times_are_spread_evenly_and_below_the_limit() -> None:
 
 def test_a_tenth_of_the_clips_has_no_text() -> None:
     text = torch.stack((torch.full((4000, 2, 3), 1.0), torch.full((4000, 2, 3), 2.0)), dim=1)
-    pool = {"latents": torch.zeros(4000, 1, 1, 1, 1), "text": text}
+    pool = {name: torch.zeros(4000, 1, 1, 1, 1) for name in ("latents", "object")} | {"text": text}
     diffusion, generator = Diffusion(build_scheduler()), torch.Generator().manual_seed(0)
     batch = base.noised_batch(pool, torch.zeros(1, 2, 3), diffusion, generator)
     shares = torch.bincount(batch["text"][:, 0, 0].long()) / 4000
     assert shares.tolist() == pytest.approx([0.1, 0.45, 0.45], abs=0.03)
+
+
+def test_the_base_model_is_told_where_the_object_is() -> None:
+    """Its share of every cell, and a weight that fades with the signal."""
+    parts = unets.Frozen(vae=build_vae(toy=True).eval(), tokenizer=build_tokenizer(VOCABULARY), text_encoder=None)
+    parts = replace(parts, text_encoder=build_text_encoder(len(parts.tokenizer), toy=True).eval())
+    scenes, generator = sample_scenes(3, Key(0).generator()), torch.Generator().manual_seed(0)
+    made = base.clips(parts)(scenes, generator)
+    start = random_start(3, torch.Generator().manual_seed(0), CPU)
+    mask = object_mask(scenes, frames=16, start=start, fps=8.0, size=64)
+    share = mask.unflatten(2, (8, 8)).unflatten(4, (8, 8)).mean(dim=(3, 5))
+    torch.testing.assert_close(made["object"][:, 0].float(), share, atol=1e-3, rtol=0)
+    assert made["latents"].shape == (3, LATENT_CHANNELS, 16, 8, 8) and made["text"].shape[:2] == (3, 2)
+    assert 0.01 < share.mean() < 0.3 and share.min() == 0 and share.max() > 0.9
+    diffusion = Diffusion(build_scheduler())
+    batch = base.noised_batch(made, torch.zeros(1, *made["text"].shape[2:]), diffusion, generator)
+    signal = unets.levels(diffusion, batch["time"])[0]
+    expected = torch.where(
+        share[:, None] >= 0.25, 1 + (unets.OBJECT - 1) * signal**2, 1 + 4 * share[:, None] * 2 * signal**2
+    )
+    torch.testing.assert_close(batch["weight"], expected, atol=1e-2, rtol=0)
 
 
 def test_no_dropout_is_left_in_training() -> None:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from backends.embedded.tokenizer import token_numbers
-from backends.world import captions, render, sample_scenes
+from backends.world import captions, object_mask, render, sample_scenes
 from backends.world.scene import Scenes, Split
 from streaming.datasets import RollingPool, Samples, half_precision
 from streaming.errors import UserError
@@ -17,6 +18,8 @@ from streaming.training import TrainOptions
 
 FPS = 8.0
 """Frames a second of every clip."""
+FACTOR = 8
+"""Pixels on each side of a latent cell's picture."""
 LATEST_START = 60.0
 """Clips begin between 0 and this many seconds."""
 PERIOD = 6
@@ -105,6 +108,22 @@ def text_states(tokenizer: Any, encoder: Any, lines: Sequence[str]) -> Float[Ten
     return encoder(numbers).last_hidden_state.float()
 
 
+def two_captions(
+    tokenizer: Any, encoder: Any, scenes: Scenes, generator: torch.Generator
+) -> Float[Tensor, "clips 2 tokens depth"]:
+    """The states of two captions of each scene."""
+    on_cpu = scenes.to("cpu")
+    lines = captions(on_cpu, generator) + captions(on_cpu, generator)
+    return text_states(tokenizer, encoder, lines).unflatten(0, (2, len(scenes))).transpose(0, 1)
+
+
+def object_shares(
+    scenes: Scenes, start: Float[Tensor, " clips"], *, frames: int, size: int
+) -> Float[Tensor, "clips 1 time high wide"]:
+    """How much of the picture of each latent cell the object covers, in [0, 1]."""
+    return F.avg_pool2d(object_mask(scenes, frames=frames, start=start, fps=FPS, size=size), FACTOR)[:, None]
+
+
 def latent_slices(
     vae: Any, tokenizer: Any, text_encoder: Any, *, frames: int, size: int
 ) -> Callable[[Scenes, torch.Generator], Samples]:
@@ -113,9 +132,7 @@ def latent_slices(
     def make(scenes: Scenes, generator: torch.Generator) -> Samples:
         start = random_start(len(scenes), generator, scenes.device)
         latents = encode(vae, render(scenes, frames=frames, start=start, fps=FPS, size=size))
-        on_cpu = scenes.to("cpu")
-        lines = captions(on_cpu, generator) + captions(on_cpu, generator)
-        states = text_states(tokenizer, text_encoder, lines).unflatten(0, (2, len(scenes))).transpose(0, 1)
+        states = two_captions(tokenizer, text_encoder, scenes, generator)
         return {"latents": latents.half(), "text": states.half()}
 
     return make

@@ -1,6 +1,6 @@
 """Training of the embedded base model: 16 frames of 64x64 pixels from text and noise."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -8,9 +8,21 @@ import torch
 from torch import Tensor
 
 from backends.embedded.config import FRAMES, SIZE, build_base, build_scheduler
-from backends.embedded.pool import PERIOD, latent_slices
+from backends.embedded.pool import FPS, PERIOD, encode, object_shares, random_start, two_captions
 from backends.embedded.report import judged_samples, report, sample_clips
-from backends.embedded.train_unet import Batch, Empty, Frozen, UNetTraining, some_text, train_unet
+from backends.embedded.train_unet import (
+    Batch,
+    Empty,
+    Frozen,
+    UNetTraining,
+    levels,
+    object_weight,
+    some_text,
+    train_unet,
+)
+from backends.world import render
+from backends.world.scene import Scenes
+from streaming.datasets import Samples
 from streaming.keys import Key
 from streaming.noising import Diffusion
 from streaming.training import Recipe, TrainOptions
@@ -27,7 +39,7 @@ def train_base(options: TrainOptions) -> None:
         build=build_base,
         frames=FRAMES,
         size=SIZE,
-        slices=lambda parts: latent_slices(parts.vae, parts.tokenizer, parts.text_encoder, frames=FRAMES, size=SIZE),
+        slices=clips,
         period=PERIOD,
         noised=noised_batch,
         finished=_judged,
@@ -35,9 +47,24 @@ def train_base(options: TrainOptions) -> None:
     train_unet(training, options, TOY if options.toy else RECIPE)
 
 
+def clips(parts: Frozen) -> Callable[[Scenes, torch.Generator], Samples]:
+    """Makes slices: `latents` [clips, channels, frames, high, wide], `object` [clips, 1, frames, high, wide] (how much
+    of a cell it covers), `text` of two captions each."""
+
+    def make(scenes: Scenes, generator: torch.Generator) -> Samples:
+        start = random_start(len(scenes), generator, scenes.device)
+        latents = encode(parts.vae, render(scenes, frames=FRAMES, start=start, fps=FPS, size=SIZE))
+        return {
+            "latents": latents.half(),
+            "object": object_shares(scenes, start, frames=FRAMES, size=SIZE).half(),
+            "text": two_captions(parts.tokenizer, parts.text_encoder, scenes, generator).half(),
+        }
+
+    return make
+
+
 def noised_batch(drawn: Mapping[str, Tensor], empty: Empty, diffusion: Diffusion, generator: torch.Generator) -> Batch:
-    """A batch of `DiffusionObjective` from rows of a pool: noise, timesteps, one of two captions or none; all noise
-    levels count alike."""
+    """A batch of `DiffusionObjective` from rows of a pool: noise, timesteps, one of two captions or none."""
     clean = drawn["latents"].float()
     text = some_text(drawn["text"], empty, generator)
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
@@ -47,7 +74,7 @@ def noised_batch(drawn: Mapping[str, Tensor], empty: Empty, diffusion: Diffusion
         "target": diffusion.target(clean, noise, time),
         "text": text,
         "time": time,
-        "weight": torch.ones_like(time),
+        "weight": object_weight(drawn["object"].float(), levels(diffusion, time)[0]),
     }
 
 

@@ -31,11 +31,30 @@ from backends.embedded.config import (
     build_enhancer,
     trained,
 )
-from backends.embedded.pool import FPS, check_options, decode, encode, freeze, random_start, text_states
+from backends.embedded.pool import (
+    FPS,
+    check_options,
+    decode,
+    encode,
+    freeze,
+    object_shares,
+    random_start,
+    text_states,
+    two_captions,
+)
 from backends.embedded.report import report, sheet
 from backends.embedded.sdedit import Clips, edited, remade
-from backends.embedded.train_unet import Batch, Empty, Frozen, UNetTraining, some_text, train_unet
-from backends.world import captions, complete_captions, render, sample_scenes
+from backends.embedded.train_unet import (
+    Batch,
+    Empty,
+    Frozen,
+    UNetTraining,
+    levels,
+    object_weight,
+    some_text,
+    train_unet,
+)
+from backends.world import complete_captions, render, sample_scenes
 from backends.world.scene import Scenes
 from streaming.datasets import Samples, device_generator
 from streaming.guidance import scaled
@@ -81,24 +100,24 @@ def train_enhancer(options: TrainOptions) -> None:
 
 
 def pairs(base: Any, parts: Frozen) -> Callable[[Scenes, torch.Generator], Samples]:
-    """Makes slices: `fine` and `enlarged` latents [clips, channels, time, high, wide], `text` of two captions each."""
+    """Makes slices: `fine` and `enlarged` latents [clips, channels, time, high, wide], `object` [clips, 1, time, high,
+    wide] (how much of a cell it covers), `text` of two captions each."""
 
     def make(scenes: Scenes, generator: torch.Generator) -> Samples:
         freeze(base, scenes.device)
         start = random_start(len(scenes), generator, scenes.device)
         fine, small = _rendered(scenes, start, ENHANCED_SIZE), _rendered(scenes, start, SIZE)
-        on_cpu = scenes.to("cpu")
-        lines = [*captions(on_cpu, generator), *captions(on_cpu, generator), ""]
-        states, empty = text_states(parts.tokenizer, parts.text_encoder, lines).split((2 * len(scenes), 1))
-        states = states.unflatten(0, (2, len(scenes)))
+        text = two_captions(parts.tokenizer, parts.text_encoder, scenes, generator)
+        empty = text_states(parts.tokenizer, parts.text_encoder, [""])
         made = []
-        for some, said in zip(small.split(AT_ONCE), states[0].split(AT_ONCE), strict=True):
+        for some, said in zip(small.split(AT_ONCE), text[:, 0].split(AT_ONCE), strict=True):
             share = LEAST_REMADE + (MOST_REMADE - LEAST_REMADE) * float(torch.rand((), generator=generator))
             made.append(remade(base, parts.vae, some, said, empty, share, _on(scenes.device, generator)))
         return {
             "fine": encode(parts.vae, fine).half(),
             "enlarged": encode(parts.vae, enlarge(torch.cat(made))).half(),
-            "text": states.transpose(0, 1).half(),
+            "object": object_shares(scenes, start, frames=ENHANCED_FRAMES, size=ENHANCED_SIZE).half(),
+            "text": text.half(),
         }
 
     return make
@@ -142,17 +161,8 @@ def shifted_batch(drawn: Mapping[str, Tensor], empty: Empty, diffusion: Diffusio
         "target": diffusion.target(fine, noise, time),
         "text": text,
         "time": time,
-        "weight": (now[1] / begin[1]).square().flatten(),
+        "weight": (now[1] / begin[1]).square() * object_weight(drawn["object"].float(), now[0]),
     }
-
-
-def levels(
-    diffusion: Diffusion, time: Float[Tensor, " n"]
-) -> tuple[Float[Tensor, "n 1 1 1 1"], Float[Tensor, "n 1 1 1 1"]]:
-    """Signal and noise at these timesteps."""
-    one = torch.ones(len(time), 1, 1, 1, 1, device=time.device)
-    nothing = torch.zeros_like(one)
-    return diffusion.noised(one, nothing, time), diffusion.noised(nothing, one, time)
 
 
 @torch.no_grad()

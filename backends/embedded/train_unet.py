@@ -22,6 +22,10 @@ from streaming.training import Recipe, TrainOptions, fit
 TEXT_DROPOUT = 0.1
 """Share of clips that are trained with the empty prompt, for guidance."""
 
+OBJECT = 3.0
+"""How much more a cell counts that the object covers by a quarter or more, where there is no noise: the object is a
+fifteenth of the picture, and what viewers look at."""
+
 Empty = Float[Tensor, "1 tokens depth"]
 """What the text encoder says of the empty prompt."""
 Batch = dict[str, Tensor]
@@ -68,7 +72,7 @@ class UNetTraining:
 
 @final
 class DiffusionObjective(nn.Module):
-    """Squared error of what the U-Net predicts, the velocity of Salimans & Ho, with each clip's weight."""
+    """Squared error of what the U-Net predicts, the velocity of Salimans & Ho, by the weight of each latent cell."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
@@ -76,9 +80,10 @@ class DiffusionObjective(nn.Module):
         self.unet = unet
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """batch: `noisy`, `target` [n, channels, time, high, wide], `text` [n, tokens, depth], `time`, `weight` [n]."""
+        """batch: `noisy`, `target` [n, channels, time, high, wide], `text` [n, tokens, depth], `time` [n], `weight`
+        [n, 1, time, high, wide]."""
         output = self.unet(batch["noisy"], batch["time"], encoder_hidden_states=batch["text"]).sample
-        error = (output.float() - batch["target"]).square().mean(dim=(1, 2, 3, 4))
+        error = (output.float() - batch["target"]).square().mean(dim=1, keepdim=True)
         return {"loss": (error * batch["weight"]).mean()}
 
 
@@ -136,3 +141,24 @@ def some_text(
     chance = torch.rand(len(text), generator=generator, device=text.device)[:, None, None]
     said = torch.where(chance < 0.5 * (1 + TEXT_DROPOUT), text[:, 0], text[:, 1]).float()
     return torch.where(chance < TEXT_DROPOUT, empty, said)
+
+
+def object_weight(
+    share: Float[Tensor, "n 1 time high wide"], signal: Float[Tensor, "n 1 1 1 1"]
+) -> Float[Tensor, "n 1 time high wide"]:
+    """Weights of latent cells, 1 and more.
+
+    share: of each cell, that the object covers. signal: factor of the clean latents in the noisy ones. In proportion to
+    its square, as the weight knows the clean video: where noise hides it, a denoiser that looks for the object's cells
+    would expect it everywhere.
+    """
+    return 1 + (OBJECT - 1) * (4 * share).clamp(max=1) * signal.square()
+
+
+def levels(
+    diffusion: Diffusion, time: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, "n 1 1 1 1"], Float[Tensor, "n 1 1 1 1"]]:
+    """Signal and noise at these timesteps."""
+    one = torch.ones(len(time), 1, 1, 1, 1, device=time.device)
+    nothing = torch.zeros_like(one)
+    return diffusion.noised(one, nothing, time), diffusion.noised(nothing, one, time)
