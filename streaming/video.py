@@ -181,10 +181,8 @@ def _encode_into(
     from av.video.reformatter import ColorRange, Colorspace
 
     # `stitchable` keeps the parameter sets independent of content and quality, as all pieces share the first one's.
-    # The macroblock tree's vector code gives pictures less than 64 pixels wide other bits once in some hundred times.
-    tree = int(frames.shape[-1] >= 64)
     quality = {"qp": "0"} if crf is None else {"crf": str(crf)}
-    options = {"x264-params": f"stitchable=1:mbtree={tree}", "bf": "0", **quality}
+    options = {"x264-params": f"stitchable=1{repeatable(frames.shape[-1])}", "bf": "0", **quality}
     stream = container.add_stream("libx264rgb" if crf is None else "libx264", rate=rate, options=options)
     images = frames if crf is None else _even(frames)
     stream.height, stream.width = images.shape[-2:]
@@ -245,3 +243,12 @@ def _remux(path: Path, movflags: str) -> None:
         raise OSError(error.errno, error.strerror) from error
     finally:
         new.unlink(missing_ok=True)
+
+
+def repeatable(cols: int) -> str:
+    """Setting with which x264 gives the same pictures of this width the same bits every time.
+
+    Its vector code for the macroblock tree gives them others once in some hundred times, measured at many widths, at
+    none that is a multiple of 64.
+    """
+    return "" if cols % 64 == 0 else ":asm=0"

@@ -109,19 +109,6 @@ def test_procedural_files_rank_above_their_corruptions(name, tmp_path):
     assert ranks["frozen"].badness == UNWATCHABLE and ranks["frozen + noise"].badness > 3
 
 
-@pytest.mark.parametrize("name", ["dark, still camera, turning", "still camera, slow"])
-def test_still_pictures_are_told_where_the_encoder_refines_them_from_frame_to_frame(name, tmp_path):
-    """As x264 does without its macroblock tree, which narrow videos are written without, and as others do."""
-    seed, attributes = SCENES[name]
-    video = render(specified_scenes(Key(seed).generator(), n=1, **attributes), frames=48, size=56)[0]
-    ranks = {
-        way: judged_file(tmp_path / "video.mp4", CORRUPTIONS[way](video, Key(seed)) if way else video, (256, 256))
-        for way in (None, "frozen", "frozen + noise", "stagnation after 16")
-    }
-    assert ranks[None].badness < 0.5 and ranks["stagnation after 16"].badness > 2
-    assert ranks["frozen"].badness == ranks["frozen + noise"].badness == UNWATCHABLE
-
-
 def real(name, frames, size):
     try:
         return load(real_clips()[name], frames=frames, size=size)

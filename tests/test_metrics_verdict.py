@@ -296,9 +296,9 @@ def test_tint_drift_adds_up_what_creeps():
 
 
 def test_tint_drift_of_a_known_drift():
-    base = noise(1, seed=4).clamp(60, 190).expand(11, -1, -1, -1)
-    drift = torch.zeros(11, 3, 1, 1)
-    drift[:, 0, 0, 0], drift[:, 2, 0, 0] = 2 * torch.arange(11), -2 * torch.arange(11)
+    base = noise(1, seed=4).clamp(60, 190).expand(21, -1, -1, -1)
+    drift = torch.zeros(21, 3, 1, 1)
+    drift[:, 0, 0, 0], drift[:, 2, 0, 0] = torch.arange(21), -torch.arange(21)
     assert numbers((base + drift).to(torch.uint8), TintDrift())["tint_drift"] == pytest.approx(20 * math.sqrt(2))
     grey = drift[:, :1].expand(-1, 3, -1, -1)  # brightness alone is no tint
     assert numbers((base + grey).to(torch.uint8), TintDrift())["tint_drift"] == pytest.approx(0, abs=1e-4)

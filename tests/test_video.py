@@ -25,7 +25,7 @@ from streaming import mp4
 from streaming.errors import UserError
 from streaming.read import PIECE, read_image, read_video
 from streaming.types import Frames
-from streaming.video import VideoWriter, piece_ends, to_bytes
+from streaming.video import VideoWriter, piece_ends, repeatable, to_bytes
 from tests.cli_toys import frames_of
 
 Pieces = list[Frames]
@@ -97,10 +97,18 @@ def test_quality_is_an_option(tmp_path: Path) -> None:
     assert (tmp_path / "40.mp4").stat().st_size < (tmp_path / "10.mp4").stat().st_size
 
 
-@pytest.mark.parametrize(("cols", "tree"), [(24, 0), (63, 0), (64, 1)])
-def test_nothing_that_gives_narrow_pictures_other_bits_now_and_then(tmp_path: Path, cols: int, tree: int) -> None:
-    write(tmp_path / "x.mp4", pieces_of([3], cols=cols))
-    assert f"mbtree={tree}".encode() in (tmp_path / "x.mp4").read_bytes(), "x264 tells its settings in the file"
+@pytest.mark.parametrize(("cols", "vectors"), [(24, False), (63, False), (64, True), (96, False), (256, True)])
+def test_widths_without_whole_vectors_are_encoded_without_vector_code(cols: int, vectors: bool) -> None:
+    assert repeatable(cols) == ("" if vectors else ":asm=0")
+
+
+def test_the_same_pictures_have_the_same_bytes(tmp_path: Path) -> None:
+    files = set()
+    for _ in range(20):
+        write(tmp_path / "x.mp4", pieces_of([8, 8], 32, 96))
+        files.add((tmp_path / "x.mp4").read_bytes())
+        (tmp_path / "x.mp4").unlink()
+    assert len(files) == 1
 
 
 @pytest.mark.parametrize("colour", [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.9, 0.2, 0.1), (1.0, 1.0, 1.0)])

@@ -151,9 +151,6 @@ def _evaluate(asked: Asked, equipment: Equipment, report: Report) -> Evaluated:
     if times.variable:
         steps = f"{1000 * times.shortest:.0f} to {1000 * times.longest:.0f} ms"
         warnings += (f"{asked.path} has frames that are unevenly spaced ({steps}): measured frame by frame",)
-    if asked.borders is not None and not any(asked.borders.begins(index) for index in range(1, results.frames)):
-        chunks = f"no later chunk begins within its {results.frames} frames"
-        warnings += (f"{asked.path} has no joins: {chunks}, so nothing is measured there",)
     return Evaluated(
         file=str(asked.path),
         prompts=prompts,

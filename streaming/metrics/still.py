@@ -31,11 +31,10 @@ class Stillness(Described):
     levels: float = 0.1
     """Mean absolute difference, grey levels of 255, up to which a pair is still whatever the flow says, unless a small
     object moves: some estimators see motion between equal frames."""
-    change: float = 3.0
+    change: float = 2.0
     """Levels (mean over the channels) by which the cells that change most do so, against any of the last `reach`
     frames, up to which a pair is still whatever the flow says. At the video's start, where there are fewer frames, in
-    proportion fewer levels. In files of several encoders most pairs of frozen videos stay below; of genuine videos'
-    pairs 19 of 20 have 7 and more."""
+    proportion fewer levels."""
     reach: int = 4
     """Frames before this one that it is compared with."""
     cells: int = 16
@@ -47,11 +46,9 @@ class Stillness(Described):
     than a cell may be moving."""
     clear: float = 6.0
     """Levels by which the cells that change most do so from which on a pair is not still though the fastest pixels
-    are slow on average, if half of the cells change by less than `calm`: a small object moves in a still picture.
+    are slow on average, if half of the cells change by less than `change`: a small object moves in a still picture.
     What a common change of light explains does not count. Frames that differ by `levels` or less must do so by their
     part of it, one of `reach`, since the previous frame."""
-    calm: float = 2.0
-    """Levels by which half of the cells may change, beyond the light, in a picture that is still but for an object."""
     share: float = 0.95
     """Share of still pairs from which on a video is frozen."""
 
@@ -95,7 +92,7 @@ class Watch:
         own = beyond_light(small, last)
         most, usual = self._most(own), own.mean(dim=1).flatten(1).median(dim=1).values
         lately = not just_now or float(most[-1]) > self._limits.clear / self._limits.reach
-        return lately and float(most.max()) > self._limits.clear and float(usual.max()) < self._limits.calm
+        return lately and float(most.max()) > self._limits.clear and float(usual.max()) < self._limits.change
 
     def _most(self, apart: Float[Tensor, "frames 3 high wide"]) -> Float[Tensor, " frames"]:
         """The cells that change most, levels: the mean of theirs, for each of the frames that are kept."""
