@@ -66,8 +66,8 @@ from streaming.training import Recipe, TrainOptions
 RECIPE = Recipe(steps=4000, batch=48, learning_rate=8e-4, warmup=200, weight_decay=0.01, ema=0.998, log_every=25)
 TOY = Recipe(steps=60, batch=4, learning_rate=2e-3, warmup=10, ema=0.9, log_every=10)
 PERIOD = 16
-"""How often a pair is used on average: on one CPU core (2 pairs, full width) making a batch of them takes 2.5 times as
-long as a training step, which a period of 16 turns into 16 % on top; on a GPU this is not measured."""
+"""How often a pair is used on average: on one CPU core (2 pairs, full width) making a batch of them takes 3.2 times as
+long as a training step, which a period of 16 turns into 20 % on top; on a GPU this is not measured."""
 LEAST, MOST = 99, 700
 """Timesteps at which SDEdit may start, from the first to before the second: `Sampler.plan` begins a strength of 0.1 at
 99, one of 0.7 at 699."""
