@@ -6,6 +6,7 @@ from itertools import count
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from streaming.keys import Key
 from streaming.memory import Tail
 from streaming.model import Model
 from streaming.noising import Diffusion, Times
+from streaming.subject_weight import subject_weight
 from streaming.types import Latents, TokenMask, Tokens
 
 FRAMES_AT_ONCE = 512
@@ -38,6 +40,8 @@ class Batch:
     """What the network should predict."""
     weight: Float[Tensor, "batch frames"]
     """How much each frame counts: 0 for given ones, else 1."""
+    focus: Float[Tensor, "batch frames high wide"]
+    """How much each cell counts besides: 1, and more on the subject."""
     context: Tokens
     """Text tokens."""
     context_mask: TokenMask | None
@@ -97,6 +101,8 @@ class ClipBatches:
         )
         latents = encode(codec, clips.frames)
         samples = {"latents": latents.half(), **self._text(clips.captions)}
+        if clips.subject is not None:
+            samples["subject"] = F.adaptive_avg_pool3d(clips.subject[:, None], latents.shape[2:]).half()
         if self.condition == "pixels":
             samples["tail"] = decode(codec, latents[:, :, : window.overlap])
         if self.model.image is not None:
@@ -135,11 +141,18 @@ class ClipBatches:
             time=time,
             target=self.diffusion.target(clean, noise, time),
             weight=weight,
+            focus=self._focus(clips, time),
             context=torch.where(no_text.view(-1, 1, 1), nothing["text"], clips["text"]).float(),
             context_mask=_either(no_text, nothing, clips, "text_mask"),
             tail=tail,
             anchor=_either(no_anchor, nothing, clips, "anchor"),
         )
+
+    def _focus(self, clips: Samples, time: Times) -> Float[Tensor, "batch frames high wide"]:
+        if "subject" not in clips:
+            return torch.ones_like(clips["latents"][:, 0]).float()
+        share = clips["subject"].float()
+        return subject_weight(share, self.diffusion.levels(time)[0], self.recipe.subject)[:, 0]
 
     def _tail(self, clips: Samples, generator: torch.Generator) -> Tail:
         latents = self._imperfect(clips["latents"][:, :, : self.overlap].float(), generator)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
+from streaming.subject_weight import SUBJECT
 from streaming.training import Recipe
 
 
@@ -31,6 +32,9 @@ class MemoryRecipe:
     injected: float = 0.5
     """Share of the clips whose noisy overlap is made of the (imperfect) remembered latents, as injection shows it while
     sampling; there the overlap does not count in the loss."""
+    subject: float = SUBJECT
+    """How often a cell of the subject counts at most, where the dataset tells (`streaming.subject_weight`); 1 as in the
+    paper."""
     encoder_rate: float = 0.5
     """Factor on the learning rate of CAM's copy of the backbone's encoder."""
     gate_rate: float = 1.0

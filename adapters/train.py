@@ -85,12 +85,13 @@ class MemoryObjective(nn.Module):
         self.eval()
 
     def forward(self, batch: Batch) -> Mapping[str, Float[Tensor, ""]]:
-        """`loss`: mean squared error over the frames that count; `new_frames`: over those behind the overlap."""
+        """`loss`: mean squared error over the frames that count, by the weight of their cells; `new_frames`: without
+        these weights, over the frames behind the overlap."""
         call, deltas = self.conditioned(batch)
-        error = (self.backbone(call, deltas).float() - batch.target).square().mean(dim=(1, 3, 4))
+        error = (self.backbone(call, deltas).float() - batch.target).square().mean(dim=1)
         overlap = self.backbone.window.overlap
         weight = batch.weight if call.mask is None else batch.weight * call.mask
-        loss = (error * weight).sum() / weight.sum()
+        loss = ((error * batch.focus).mean(dim=(2, 3)) * weight).sum() / weight.sum()
         return {"loss": loss, "new_frames": error[:, overlap:].detach().mean()}
 
     def conditioned(self, batch: Batch) -> tuple[Call, Deltas]:

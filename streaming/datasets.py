@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from streaming.keys import Key
@@ -23,6 +23,9 @@ class CaptionedClips:
     """A frame of the same video, from its beginning or some time before the clip: what a long-term memory sees."""
     captions: list[str]
     """One line of text a clip."""
+    subject: Float[Tensor, "clips time rows cols"] | None = None
+    """How much of each pixel the video's subject covers, 0 to 1, where it is to count more than the background; None:
+    all pixels count alike."""
 
 
 class ClipDataset(ABC):

@@ -45,7 +45,7 @@ class Diffusion:
 
     def noised(self, clean: Latents, noise: Latents, time: Times) -> Latents:
         """x_t."""
-        signal, share = self._levels(time)
+        signal, share = self.levels(time)
         return signal * clean + share * noise
 
     def target(self, clean: Latents, noise: Latents, time: Times) -> Latents:
@@ -56,10 +56,11 @@ class Diffusion:
             return clean
         if self.kind == "flow":
             return noise - clean
-        signal, share = self._levels(time)
+        signal, share = self.levels(time)
         return signal * noise - share * clean
 
-    def _levels(self, time: Times) -> tuple[Float[Tensor, "batch 1 1 1 1"], Float[Tensor, "batch 1 1 1 1"]]:
+    def levels(self, time: Times) -> tuple[Float[Tensor, "batch 1 1 1 1"], Float[Tensor, "batch 1 1 1 1"]]:
+        """signal(t) and noise(t)."""
         if self.kept is None:
             share = time / self.steps
             signal = 1 - share

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from importlib import import_module
-from itertools import islice
+from itertools import islice, product
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from adapters.clips import ClipBatches, drops
 from adapters.recipe import MemoryRecipe, apm_recipe, cam_recipe, memories_recipe
 from adapters.train import MemoryObjective, train, train_apm, train_cam, train_memories
 from streaming.cli.train import train as command_line
+from streaming.datasets import CaptionedClips, ClipDataset
 from streaming.errors import UserError
 from streaming.keys import Key, initial_weights
 from streaming.memory import Tail
@@ -117,6 +118,51 @@ def test_without_imperfections_the_memory_is_the_clip_s_own_beginning():
     decoded = model.codec.decode(batch.tail.latents)
     torch.testing.assert_close(batch.tail.frames, decoded, rtol=0, atol=0.6 / 255)
     assert (batch.weight[:, : WINDOW.overlap] == 0).all() and (batch.weight[:, WINDOW.overlap :] == 1).all()
+
+
+class SomeSubject(ClipDataset):
+    """`ToyClips` with a subject in the upper left quarter of the second half of the frames, which half covers it."""
+
+    def clips(self, n, generator, *, frames, size, device, context_seconds=30.0) -> CaptionedClips:
+        subject = torch.zeros(n, frames, size, size)
+        subject[:, frames // 2 :, : size // 2, : size // 2] = 0.2
+        made = ToyClips().clips(n, generator, frames=frames, size=size, device=device)
+        return replace(made, subject=subject)
+
+
+def test_the_subject_s_cells_count_more():
+    """As far as no noise hides them; all alike where the dataset names no subject, or the recipe says 1."""
+    recipe = replace(RECIPE, subject=5.0)
+    made = [
+        next(ClipBatches(toy_model(), clips, told, batch=8, name="t")(0, 0, 1, CPU))
+        for clips, told in (
+            (SomeSubject(), recipe),
+            (SomeSubject(), replace(RECIPE, subject=1.0)),
+            (ToyClips(), recipe),
+        )
+    ]
+    signal = Diffusion(toy_model().scheduler).levels(made[0].time)[0].view(-1, 1, 1)
+    half, expected = WINDOW.frames // 2, torch.ones(8, WINDOW.frames, 4, 4)
+    expected[:, half:, :2, :2] = (1 + 4 * 0.2 * 4 * signal.square()).unsqueeze(1)
+    torch.testing.assert_close(made[0].focus, expected, rtol=1e-3, atol=1e-3)
+    assert (made[1].focus == 1).all() and (made[2].focus == 1).all()
+    assert torch.equal(made[0].noisy, made[1].noisy)
+
+
+@torch.no_grad()
+def test_the_loss_is_weighted_by_cells_and_frames():
+    batch, model = first(), toy_model()
+    focus = torch.rand(batch.focus.shape, generator=torch.Generator().manual_seed(0)) + 1
+    told = MemoryObjective(model.backbone, new_cam(model), None)
+    plain, weighted = told(batch), told(replace(batch, focus=focus))
+    call, deltas = told.conditioned(batch)
+    error = (model.backbone(call, deltas) - batch.target).square()
+    total = sum(
+        float(error[i, :, t, y, x].mean() * focus[i, t, y, x] * batch.weight[i, t])
+        for i, t, y, x in product(*map(range, focus.shape))
+    )
+    torch.testing.assert_close(float(weighted["loss"]), total / 16 / float(batch.weight.sum()), rtol=1e-4, atol=0)
+    assert float(weighted["new_frames"]) == float(plain["new_frames"]) and plain["loss"] != weighted["loss"]
 
 
 def test_imperfections_are_as_large_as_told():

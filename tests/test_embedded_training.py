@@ -27,11 +27,12 @@ from backends.embedded.config import (
 from backends.embedded.judge import Judge, JudgeConfig
 from backends.embedded.pool import PERIOD, random_start
 from backends.embedded.tokenizer import BOS, EOS, PAD, UNKNOWN, build_tokenizer, token_numbers
-from backends.world import VOCABULARY, captions, object_mask, sample_scenes
-from backends.world.dataset import ProceduralWorld
+from backends.world import VOCABULARY, captions, object_mask, render, sample_scenes
+from backends.world.dataset import LATEST_START, ProceduralWorld
 from streaming.errors import UserError
 from streaming.keys import Key
 from streaming.noising import Diffusion
+from streaming.subject_weight import SUBJECT
 from streaming.training import TrainOptions
 
 CPU = torch.device("cpu")
@@ -197,9 +198,9 @@ def test_the_base_model_is_told_where_the_object_is() -> None:
     assert 0.01 < share.mean() < 0.3 and share.min() == 0 and share.max() > 0.9
     diffusion = Diffusion(build_scheduler())
     batch = base.noised_batch(made, torch.zeros(1, *made["text"].shape[2:]), diffusion, generator)
-    signal = unets.levels(diffusion, batch["time"])[0]
+    signal = diffusion.levels(batch["time"])[0]
     expected = torch.where(
-        share[:, None] >= 0.25, 1 + (unets.OBJECT - 1) * signal**2, 1 + 4 * share[:, None] * 2 * signal**2
+        share[:, None] >= 0.25, 1 + (SUBJECT - 1) * signal**2, 1 + 4 * share[:, None] * 2 * signal**2
     )
     torch.testing.assert_close(batch["weight"], expected, atol=1e-2, rtol=0)
 
@@ -308,6 +309,13 @@ def test_world_clips_come_from_their_generator_and_anchors_from_their_video() ->
     assert one.frames.shape == (6, 2, 3, 32, 32) and one.anchors.shape == (6, 3, 32, 32) and len(one.captions) == 6
     assert torch.equal(one.frames, same.frames) and one.captions == same.captions
     assert not torch.equal(one.frames, other.frames)
+    # Its subject is the object, at the clip's own start.
+    generator = torch.Generator().manual_seed(1)
+    scenes = sample_scenes(6, generator, split="train")
+    captions(scenes, generator)
+    start = torch.rand(6, generator=generator) * LATEST_START
+    assert torch.equal(one.frames, render(scenes, frames=2, start=start, fps=8.0, size=32))
+    assert torch.equal(one.subject, object_mask(scenes, frames=2, start=start, fps=8.0, size=32))
     # An anchor is likelier to look like its own video's clip than like another's.
     distance = (one.anchors[:, None].float() - one.frames[None, :, 0].float()).abs().mean(dim=(2, 3, 4))
     assert (distance.argmin(dim=1) == torch.arange(6)).sum() >= 4

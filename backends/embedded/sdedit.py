@@ -1,5 +1,6 @@
 """SDEdit with the embedded U-Nets, for training: small videos as the base model might have made them."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ from backends.embedded.pool import decode, encode
 from backends.embedded.train_unet import Empty
 from streaming.datasets import half_precision
 from streaming.guidance import Guidance, scaled
+from streaming.model import Defaults
 from streaming.sample import Sampler, Step
 from streaming.types import Latents
 
@@ -31,10 +33,8 @@ def remade(
     generator: torch.Generator,
 ) -> Clips:
     """Small clips with the base model's faults: noised by this share of its schedule and denoised by it again."""
-    defaults, _ = build_defaults(SIZE, FRAMES)
-    sampler = Sampler(defaults.sampler, REMAKING_STEPS, defaults.eta)
-    guide = scaled(defaults.guidance, defaults.rescale)
-    return decode(vae, edited(base, encode(vae, frames), text, empty, share, guide, sampler, generator))
+    settings = replace(build_defaults(SIZE, FRAMES)[0], steps=REMAKING_STEPS, strength=share)
+    return decode(vae, edited(base, encode(vae, frames), text, empty, settings, generator))
 
 
 def edited(
@@ -42,15 +42,14 @@ def edited(
     clean: Float[Tensor, "clips channels time high wide"],
     text: Float[Tensor, "clips tokens depth"],
     empty: Empty,
-    strength: float,
-    guidance: Guidance,
-    sampler: Sampler,
+    settings: Defaults,
     generator: torch.Generator,
 ) -> Float[Tensor, "clips channels time high wide"]:
-    """SDEdit of latents, with noise of the generator on their device."""
-    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-    predict = partial(_velocity, unet, guidance, text, empty)
-    return sampler(predict, noise, lambda _: torch.zeros_like(clean), build_scheduler(), strength=strength, clean=clean)
+    """SDEdit of latents by these settings, with noise of the generator on their device."""
+    noise, none = torch.randn(clean.shape, generator=generator, device=clean.device), torch.zeros_like(clean)
+    predict = partial(_velocity, unet, scaled(settings.guidance, settings.rescale), text, empty)
+    sampler = Sampler(settings.sampler, settings.steps, settings.eta)
+    return sampler(predict, noise, lambda _: none, build_scheduler(), strength=settings.strength, clean=clean)
 
 
 def _velocity(

@@ -15,8 +15,6 @@ from backends.embedded.train_unet import (
     Empty,
     Frozen,
     UNetTraining,
-    levels,
-    object_weight,
     some_text,
     train_unet,
 )
@@ -25,6 +23,7 @@ from backends.world.scene import Scenes
 from streaming.datasets import Samples
 from streaming.keys import Key
 from streaming.noising import Diffusion
+from streaming.subject_weight import subject_weight
 from streaming.training import Recipe, TrainOptions
 
 RECIPE = Recipe(steps=6250, batch=256, learning_rate=8e-4, warmup=200, weight_decay=0.01, ema=0.999, log_every=25)
@@ -74,7 +73,7 @@ def noised_batch(drawn: Mapping[str, Tensor], empty: Empty, diffusion: Diffusion
         "target": diffusion.target(clean, noise, time),
         "text": text,
         "time": time,
-        "weight": object_weight(drawn["object"].float(), levels(diffusion, time)[0]),
+        "weight": subject_weight(drawn["object"].float(), diffusion.levels(time)[0]),
     }
 
 

@@ -14,6 +14,7 @@ lose on the way is lost as it is in its own videos.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -49,18 +50,15 @@ from backends.embedded.train_unet import (
     Empty,
     Frozen,
     UNetTraining,
-    levels,
-    object_weight,
     some_text,
     train_unet,
 )
 from backends.world import complete_captions, render, sample_scenes
 from backends.world.scene import Scenes
 from streaming.datasets import Samples, device_generator
-from streaming.guidance import scaled
 from streaming.keys import Key
 from streaming.noising import Diffusion
-from streaming.sample import Sampler
+from streaming.subject_weight import subject_weight
 from streaming.training import Recipe, TrainOptions
 
 RECIPE = Recipe(steps=4000, batch=48, learning_rate=8e-4, warmup=200, weight_decay=0.01, ema=0.998, log_every=25)
@@ -154,14 +152,14 @@ def shifted_batch(drawn: Mapping[str, Tensor], empty: Empty, diffusion: Diffusio
     start = LEAST + (MOST - LEAST) * torch.rand(len(fine), generator=generator, device=fine.device).square()
     time = (diffusion.times(len(fine), generator) / diffusion.steps * start).floor()
     noise = torch.randn(fine.shape, generator=generator, device=fine.device)
-    begin, now = levels(diffusion, start.floor()), levels(diffusion, time)
+    begin, now = diffusion.levels(start.floor()), diffusion.levels(time)
     noise = noise + begin[0] / begin[1] * (enlarged - fine)
     return {
         "noisy": diffusion.noised(fine, noise, time),
         "target": diffusion.target(fine, noise, time),
         "text": text,
         "time": time,
-        "weight": (now[1] / begin[1]).square() * object_weight(drawn["object"].float(), now[0]),
+        "weight": (now[1] / begin[1]).square() * subject_weight(drawn["object"].float(), now[0]),
     }
 
 
@@ -213,10 +211,9 @@ def enhanced(
     guidance: scale of classifier-free guidance towards `text`, away from `empty`; 1: none.
     """
     defaults, _ = build_defaults(ENHANCED_SIZE, ENHANCED_FRAMES)
-    sampler, generator = Sampler(defaults.sampler, steps, defaults.eta), device_generator(key, clean.device)
-    guide = scaled(guidance, defaults.rescale)
-    parts = zip(clean.split(AT_ONCE), text.split(AT_ONCE), strict=True)
-    return torch.cat([edited(unet, some, said, empty, strength, guide, sampler, generator) for some, said in parts])
+    settings = replace(defaults, guidance=guidance, steps=steps, strength=strength)
+    generator, parts = device_generator(key, clean.device), zip(clean.split(AT_ONCE), text.split(AT_ONCE), strict=True)
+    return torch.cat([edited(unet, some, said, empty, settings, generator) for some, said in parts])
 
 
 def decibels(clips: Clips, truth: Clips) -> float:

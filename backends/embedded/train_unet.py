@@ -22,10 +22,6 @@ from streaming.training import Recipe, TrainOptions, fit
 TEXT_DROPOUT = 0.1
 """Share of clips that are trained with the empty prompt, for guidance."""
 
-OBJECT = 3.0
-"""How much more a cell counts that the object covers by a quarter or more, where there is no noise: the object is a
-fifteenth of the picture, and what viewers look at."""
-
 Empty = Float[Tensor, "1 tokens depth"]
 """What the text encoder says of the empty prompt."""
 Batch = dict[str, Tensor]
@@ -141,24 +137,3 @@ def some_text(
     chance = torch.rand(len(text), generator=generator, device=text.device)[:, None, None]
     said = torch.where(chance < 0.5 * (1 + TEXT_DROPOUT), text[:, 0], text[:, 1]).float()
     return torch.where(chance < TEXT_DROPOUT, empty, said)
-
-
-def object_weight(
-    share: Float[Tensor, "n 1 time high wide"], signal: Float[Tensor, "n 1 1 1 1"]
-) -> Float[Tensor, "n 1 time high wide"]:
-    """Weights of latent cells, 1 and more.
-
-    share: of each cell, that the object covers. signal: factor of the clean latents in the noisy ones. In proportion to
-    its square, as the weight knows the clean video: where noise hides it, a denoiser that looks for the object's cells
-    would expect it everywhere.
-    """
-    return 1 + (OBJECT - 1) * (4 * share).clamp(max=1) * signal.square()
-
-
-def levels(
-    diffusion: Diffusion, time: Float[Tensor, " n"]
-) -> tuple[Float[Tensor, "n 1 1 1 1"], Float[Tensor, "n 1 1 1 1"]]:
-    """Signal and noise at these timesteps."""
-    one = torch.ones(len(time), 1, 1, 1, 1, device=time.device)
-    nothing = torch.zeros_like(one)
-    return diffusion.noised(one, nothing, time), diffusion.noised(nothing, one, time)

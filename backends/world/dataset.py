@@ -4,7 +4,7 @@ from typing import final
 
 import torch
 
-from backends.world import captions, complete_captions, render, sample_scenes
+from backends.world import captions, complete_captions, object_mask, render, sample_scenes
 from streaming.datasets import CaptionedClips, ClipDataset
 
 FPS = 8.0
@@ -33,11 +33,12 @@ class ProceduralWorld(ClipDataset):
         start = torch.rand(n, generator=generator) * LATEST_START
         earlier = (start - torch.rand(n, generator=generator) * context_seconds).clamp(min=0)
         anchor = torch.where(torch.rand(n, generator=generator) < 0.5, 0.0, earlier)
-        scenes = scenes.to(device)
+        scenes, start = scenes.to(device), start.to(device)
         return CaptionedClips(
-            frames=render(scenes, frames=frames, start=start.to(device), fps=FPS, size=size),
+            frames=render(scenes, frames=frames, start=start, fps=FPS, size=size),
             anchors=render(scenes, frames=1, start=anchor.to(device), fps=FPS, size=size)[:, 0],
             captions=lines,
+            subject=object_mask(scenes, frames=frames, start=start, fps=FPS, size=size),
         )
 
     def prompts(self, n: int, generator: torch.Generator) -> list[str]:

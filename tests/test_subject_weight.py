@@ -1,0 +1,38 @@
+"""Properties of the weight of a subject's cells."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaming.subject_weight import FULL, SUBJECT, subject_weight
+
+SHARES = st.floats(0, 1)
+
+
+def weight(share: float, signal: float, most: float = SUBJECT) -> float:
+    cell = torch.ones(1, 1, 1, 1, 1)
+    return float(subject_weight(share * cell, signal * cell, most))
+
+
+@given(share=SHARES, signal=SHARES, most=st.floats(1, 10))
+def test_between_one_and_most(share: float, signal: float, most: float) -> None:
+    assert 1 <= weight(share, signal, most) <= most + 1e-4
+    assert weight(0, signal, most) == weight(share, 0, most) == weight(share, signal, 1.0) == 1
+
+
+@given(share=st.floats(FULL, 1), signal=SHARES)
+def test_a_quarter_of_a_cell_is_all_of_it(share: float, signal: float) -> None:
+    assert abs(weight(share, signal) - (1 + (SUBJECT - 1) * signal**2)) < 1e-5
+
+
+@given(shares=st.tuples(SHARES, SHARES), signals=st.tuples(SHARES, SHARES))
+def test_more_subject_and_less_noise_never_count_less(
+    shares: tuple[float, float], signals: tuple[float, float]
+) -> None:
+    assert weight(min(shares), min(signals)) <= weight(max(shares), max(signals))
+    assert weight(FULL / 2, 1) == (1 + SUBJECT) / 2
+
+
+def test_rows_have_their_own_signal() -> None:
+    made = subject_weight(torch.ones(2, 1, 3, 2, 2), torch.tensor([0.5, 1.0]).view(2, 1, 1, 1, 1), 3.0)
+    assert made.shape == (2, 1, 3, 2, 2) and (made[0] == 1.5).all() and (made[1] == 3).all()
