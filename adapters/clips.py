@@ -7,7 +7,7 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from adapters.apm import GREY
@@ -46,6 +46,8 @@ class Batch:
     """Text tokens."""
     context_mask: TokenMask | None
     """True where a token is to be read."""
+    forgotten: Bool[Tensor, " batch"] | None
+    """Clips that the short-term memory knows nothing of; None: none of them."""
     tail: Tail
     """The overlap as the memory sees it: the clip's own first frames, made imperfect; pixels only if it reads them."""
     anchor: Float[Tensor, "batch image_width"] | None
@@ -131,6 +133,10 @@ class ClipBatches:
         injected = uniform[1] < recipe.injected
         time, noise = self.diffusion.times(rows, generator), normal_like(clean, generator)
         tail = self._tail(clips, generator)  # last, so that memories of pixels and of latents meet the same noise
+        forgotten = None
+        if recipe.forgetting > 0:
+            forgotten = torch.rand(rows, generator=generator, device=clean.device) < recipe.forgetting
+            injected &= ~forgotten
         noisy, overlap = self.diffusion.noised(clean, noise, time), slice(0, self.overlap)
         known = self.diffusion.noised(tail.latents, noise[:, :, overlap], time)
         noisy[:, :, overlap] = torch.where(injected.view(-1, 1, 1, 1, 1), known, noisy[:, :, overlap])
@@ -142,6 +148,7 @@ class ClipBatches:
             target=self.diffusion.target(clean, noise, time),
             weight=weight,
             focus=self._focus(clips, time),
+            forgotten=forgotten,
             context=torch.where(no_text.view(-1, 1, 1), nothing["text"], clips["text"]).float(),
             context_mask=_either(no_text, nothing, clips, "text_mask"),
             tail=tail,

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from adapters.add_cond import new_add_cond
@@ -27,7 +28,7 @@ from streaming.keys import initial_weights
 from streaming.memory import ShortTermMemory
 from streaming.model import Model
 from streaming.registry import load, open_model, with_image_encoder
-from streaming.sites import Deltas, combine
+from streaming.sites import Delta, Deltas, combine
 from streaming.training import Result, TrainOptions, fit
 
 DATASETS = "streaming.datasets"
@@ -104,8 +105,10 @@ class MemoryObjective(nn.Module):
             context_mask=batch.context_mask,
         )
         tail = self.short.remember(batch.tail)
-        call = self.short.rewrite(tail, call)
+        bare, call = call, self.short.rewrite(tail, call)
         deltas = self.short.deltas(tail, call)
+        if batch.forgotten is not None:
+            call, deltas = _without(batch.forgotten, bare, call, deltas)
         if self.long is None or batch.anchor is None:
             return call, deltas
         anchor = self.long.known(batch.anchor)
@@ -119,6 +122,18 @@ class MemoryObjective(nn.Module):
             if value.requires_grad:
                 groups.setdefault(_rate(name, recipe), []).append(value)
         return [(values, factor) for factor, values in groups.items()]
+
+
+def _without(forgotten: Bool[Tensor, " batch"], bare: Call, call: Call, deltas: Deltas) -> tuple[Call, Deltas]:
+    """These rows as they were before the short-term memory, and without its deltas."""
+    told = call.with_(latents=torch.where(forgotten.view(-1, 1, 1, 1, 1), bare.latents, call.latents))
+    if call.mask is not None:
+        told = told.with_(mask=call.mask | forgotten[:, None])
+
+    def masked(delta: Delta) -> Delta:
+        return lambda value: delta(value) * (~forgotten).to(value.dtype).view(-1, *(1,) * (value.ndim - 1))
+
+    return told, {name: masked(delta) for name, delta in deltas.items()}
 
 
 def _rate(name: str, recipe: MemoryRecipe) -> float:

@@ -21,8 +21,9 @@ from adapters.train import MemoryObjective, train, train_apm, train_cam, train_m
 from streaming.cli.train import train as command_line
 from streaming.datasets import CaptionedClips, ClipDataset
 from streaming.errors import UserError
+from streaming.frame_mask import FrameMask
 from streaming.keys import Key, initial_weights
-from streaming.memory import Tail
+from streaming.memory import NoShortTerm, Tail
 from streaming.noising import Diffusion
 from streaming.train_state import read_state
 from streaming.training import Recipe, Result, TrainOptions
@@ -163,6 +164,47 @@ def test_the_loss_is_weighted_by_cells_and_frames():
     )
     torch.testing.assert_close(float(weighted["loss"]), total / 16 / float(batch.weight.sum()), rtol=1e-4, atol=0)
     assert float(weighted["new_frames"]) == float(plain["new_frames"]) and plain["loss"] != weighted["loss"]
+
+
+@pytest.mark.parametrize("given", [False, True])
+@torch.no_grad()
+def test_forgotten_clips_know_the_anchor_alone(given):
+    """Row by row they are what they are without a short-term memory, the others what they are with it."""
+    model = toy_model()
+    short, long = unzero(new_cam(model)), unzero(new_apm(model))
+    batch = replace(first(), forgotten=torch.tensor([True, False] * 4))
+
+    def output(memory, forgotten):
+        told = MemoryObjective(model.backbone, memory, long)
+        call, deltas = told.conditioned(replace(batch, forgotten=forgotten))
+        return model.backbone(call, deltas), call.mask
+
+    memory = FrameMask(short) if given else short
+    (mixed, mask), (never, _), (always, _) = (
+        output(memory, batch.forgotten), output(NoShortTerm(), None), output(memory, None)
+    )  # fmt: skip
+    torch.testing.assert_close(mixed[::2], never[::2])
+    torch.testing.assert_close(mixed[1::2], always[1::2])
+    assert not torch.equal(mixed[::2], always[::2])
+    if given:
+        assert mask[::2].all() and not mask[1::2, : WINDOW.overlap].any() and mask[1::2, WINDOW.overlap :].all()
+
+
+def test_what_is_forgotten_is_not_injected_either():
+    """Its overlap counts, then; as many are forgotten as asked for, none by default."""
+    assert first().forgotten is None and first(replace(RECIPE, forgetting=1e-9)).forgotten.sum() == 0
+    never, all_of_them = (first(replace(RECIPE, injected=1.0, forgetting=share)) for share in (0.0, 1.0))
+    assert (
+        all_of_them.forgotten.all()
+        and (all_of_them.weight == 1).all()
+        and (never.weight[:, : WINDOW.overlap] == 0).all()
+    )
+    assert not torch.equal(all_of_them.noisy[:, :, : WINDOW.overlap], never.noisy[:, :, : WINDOW.overlap])
+    assert torch.equal(all_of_them.noisy[:, :, WINDOW.overlap :], never.noisy[:, :, WINDOW.overlap :])
+    third = replace(RECIPE, forgetting=apm_recipe().forgetting)
+    counts = [batch.forgotten.sum() for batch in islice(batches(third)(0, 0, 1, CPU), 60)]
+    assert 0.28 < sum(counts) / (60 * 8) < 0.39
+    assert cam_recipe().forgetting == memories_recipe().forgetting == 0
 
 
 def test_imperfections_are_as_large_as_told():
