@@ -125,7 +125,7 @@ class MemoryObjective(nn.Module):
 
 
 def _without(forgotten: Bool[Tensor, " batch"], bare: Call, call: Call, deltas: Deltas) -> tuple[Call, Deltas]:
-    """These rows as they were before the short-term memory, and without its deltas."""
+    """These rows as they were before the short-term memory, which may rewrite latents and mask, without its deltas."""
     told = call.with_(latents=torch.where(forgotten.view(-1, 1, 1, 1, 1), bare.latents, call.latents))
     if call.mask is not None:
         told = told.with_(mask=call.mask | forgotten[:, None])

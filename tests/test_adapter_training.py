@@ -122,11 +122,11 @@ def test_without_imperfections_the_memory_is_the_clip_s_own_beginning():
 
 
 class SomeSubject(ClipDataset):
-    """`ToyClips` with a subject in the upper left quarter of the second half of the frames, which half covers it."""
+    """`ToyClips` with a subject that covers a fifth of the upper left quarter in the second half of the frames."""
 
     def clips(self, n, generator, *, frames, size, device, context_seconds=30.0) -> CaptionedClips:
         subject = torch.zeros(n, frames, size, size)
-        subject[:, frames // 2 :, : size // 2, : size // 2] = 0.2
+        subject[:, frames // 2 :, : size // 2, : size // 2 : 2] = 0.4  # every other column: means, not peaks, count
         made = ToyClips().clips(n, generator, frames=frames, size=size, device=device)
         return replace(made, subject=subject)
 

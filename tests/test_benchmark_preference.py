@@ -124,14 +124,14 @@ def test_only_what_the_judge_may_be_asked_about_counts(tmp_path: Path) -> None:
 def test_sharpness_alone_is_nothing_to_the_packaged_judge(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It knows renders, and is asked what they show: the autoencoder's faults make that less sure, blur doesn't."""
+    """It knows renders, and is asked what they show: neither blur nor the autoencoder's faults make that less sure."""
     monkeypatch.setattr(preference, "RENDERS", 8)
     opened = open_model("tiny-modelscope")
     assert opened.directory is not None
     judge = Judge.load(opened.directory / "judge")
     known = dict.fromkeys(judge.config.attributes, 1.0)
     sharp, mended = preference.control(Referee(judge=judge, renders=known, coded=known), opened.codec, 64)
-    assert sharp.count == mended.count == 8 and sharp.chance > 0.1 and mended.chance < 0.05
+    assert sharp.count == mended.count == 8 and sharp.chance > 0.1 and mended.chance > 0.1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "8 renders; the judge prefers the true 128x128 frames to the enlarged ones"
     assert lines[1].startswith(f"  of 64x64: in {sharp}, mean -0.0")

@@ -13,7 +13,7 @@ def backbone() -> Backbone:
 
 
 class TestEmbedded(BackboneConformance):
-    channels = 8
+    channels = 16
     high = wide = 4
 
     def make(self) -> Backbone:

@@ -74,12 +74,12 @@ def test_the_golden_chunks_show_what_was_asked_for() -> None:
 
 
 def test_with_the_memories_the_second_chunk_goes_on_where_the_first_ended() -> None:
-    """Without them it begins anew: the very same seed, several times the jump."""
+    """Without them it begins anew: the very same seed, several times the jump of the sky, where nothing rolls."""
 
     def jump(frames: Float[Tensor, "time 3 rows cols"]) -> Float[Tensor, ""]:
-        return (frames[16] - frames[15]).abs().mean()
+        return (frames[16] - frames[15])[:, :24].abs().mean()
 
-    assert 2 * jump(remembered()) < jump(two_chunks(memories=False))
+    assert 3 * jump(remembered()) < jump(two_chunks(memories=False))
 
 
 def test_the_judge_reads_real_clips() -> None:

@@ -121,6 +121,8 @@ def test_what_the_page_says_of_the_shipped_models() -> None:
         assert type(make_long_term("apm", model)) is APM
         assert (model.defaults.short_term, model.defaults.long_term) == ("cam+inject", "apm")
         assert (model.codec.pixel_frames(16), model.backbone.window.overlap) == (16, 8)  # frames 0, 16, 24, 32, 40
+        side = model.defaults.height // model.codec.factor
+        assert (model.codec.channels, side, model.defaults.width // model.codec.factor) == (16, 8, 8)
         assert model.text(runpy.run_path(str(SCRIPT))["PROMPTS"]).mask is None  # and every word is known
 
 
@@ -130,10 +132,8 @@ def differences(models: list[Model]) -> dict[str, list[str]]:
         sites = ", ".join(str(site.width) for site in backbone.feature_sites)
         ((tokens, depth),) = {(site.tokens, site.depth) for site in backbone.context_sites}
         kind = {"v_prediction": "v"}.get(model.scheduler.config.get("prediction_type", ""), "flow")
-        cells = f"{defaults.height // model.codec.factor} × {defaults.width // model.codec.factor}"
         return {
             "denoiser": f"`{type(backbone).__name__}`",
-            "latents of a frame": f"{model.codec.channels} × {cells}",
             "feature sites": f"{len(backbone.feature_sites)}, of widths {sites}",
             "context sites": f"{len(backbone.context_sites)}, each {tokens} tokens of {depth}",
             "prediction": kind,

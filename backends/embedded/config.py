@@ -137,17 +137,18 @@ def _unet(
 def build_defaults(size: int, frames: int) -> tuple[Defaults, Window]:
     """Settings and window of a model for square frames; 8 frames of every window overlap with the one before.
 
-    The enhancer (the larger size) goes back less far than the paper's: stronger, it repaints the objects.
+    The enhancer (the larger size) goes back less far than the paper's, and the whole way at once: stronger, or in more
+    steps, it repaints the objects.
     """
     base = size == SIZE
     defaults = Defaults(
         height=size,
         width=size,
         fps=8.0,
-        steps=8 if base else 6,
-        guidance=3.0 if base else 1.5,
+        steps=8 if base else 1,
+        guidance=3.0 if base else 1.0,
         eta=0.0,
-        strength=0.3,
+        strength=0.3 if base else 0.1,
         sampler="dpm++",
         short_term="cam+inject" if base else "none",
         long_term="apm" if base else "none",

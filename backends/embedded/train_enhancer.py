@@ -73,8 +73,8 @@ LEAST_REMADE, MOST_REMADE = 0.1, 0.6
 """Shares of the base model's schedule by which small videos are remade; with more, objects stand elsewhere."""
 AT_ONCE = 8
 """Clips that are remade by the same share of the schedule, or enhanced together for the report."""
-STRENGTHS = (0.1, 0.2, 0.3, 0.5)
-"""Reported on."""
+GUIDANCES, STEPS, STRENGTHS = (1.0, 1.5), (1, 6), (0.1, 0.2, 0.3, 0.5)
+"""Reported on, all together."""
 
 
 def train_enhancer(options: TrainOptions) -> None:
@@ -166,8 +166,7 @@ def shifted_batch(drawn: Mapping[str, Tensor], empty: Empty, diffusion: Diffusio
 @torch.no_grad()
 def _reported(base: Any, options: TrainOptions, unet: Any, parts: Frozen) -> None:
     """Decibels against the true video at the larger size, of scenes that no training shows, for each strength with one
-    step and with as many as ship, without guidance (1) and with the one that ships; and a picture of some, enhanced by
-    the defaults that ship."""
+    step and with several, without guidance (1) and with it; and a picture of some, enhanced by the defaults."""
     device = next(unet.parameters()).device
     freeze(base, device)
     key, n = Key(0).fold("enhanced"), 1 if options.toy else 32
@@ -179,16 +178,14 @@ def _reported(base: Any, options: TrainOptions, unet: Any, parts: Frozen) -> Non
     generator, share = device_generator(key.fold("faults"), device), (LEAST_REMADE + MOST_REMADE) / 2
     enlarged = enlarge(remade(base, parts.vae, small, text, empty, share, generator))
     defaults, _ = build_defaults(ENHANCED_SIZE, ENHANCED_FRAMES)
-    ways = list(
-        product(sorted({1.0, defaults.guidance}), sorted({1, defaults.steps}), sorted({*STRENGTHS, defaults.strength}))
-    )
+    shipped = (defaults.guidance, defaults.steps, defaults.strength)
+    ways = sorted({*product(GUIDANCES, STEPS, STRENGTHS), shipped})
     training = unet.training
     unet.eval()
     latents = encode(parts.vae, enlarged)
     made = {way: decode(parts.vae, enhanced(unet, latents, text, empty, *way, key.fold("noise"))) for way in ways}
     unet.train(training)
-    shipped = made[defaults.guidance, defaults.steps, defaults.strength]
-    rows = [row for k in range(min(n, 8)) for row in (enlarged[k, ::4], shipped[k, ::4], fine[k, ::4])]
+    rows = [row for k in range(min(n, 8)) for row in (enlarged[k, ::4], made[shipped][k, ::4], fine[k, ::4])]
     sheet(options.work / "logs" / "enhancer.png", torch.stack(rows))
     told = {"bicubic": enlarged}
     told |= {f"guidance {g:g} steps {n} strength {s:g}": clips for (g, n, s), clips in made.items()}
