@@ -6,6 +6,7 @@ and at the same rate.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
 import torch
@@ -18,13 +19,14 @@ from adapters.append import new_append
 from adapters.cam import cam, new_cam
 from adapters.clips import Batch, ClipBatches
 from adapters.conc_cond import new_conc_cond
+from adapters.gate_scale import context_spread
 from adapters.recipe import MemoryRecipe, apm_recipe, cam_recipe, memories_recipe
-from adapters.store import CONFIG, read_about
+from adapters.store import CONFIG, load_weights, read_about
 from streaming.backbone import Backbone, Call, FeatureEncoder, Guided
 from streaming.datasets import ClipDataset
 from streaming.errors import UserError
 from streaming.frame_mask import FrameMask, check_takes_given_frames
-from streaming.keys import initial_weights
+from streaming.keys import Key, initial_weights
 from streaming.memory import ShortTermMemory
 from streaming.model import Model
 from streaming.registry import load, open_model, with_image_encoder
@@ -67,6 +69,14 @@ class OfEmbeddings(Protocol):
     def deltas(self, state: Any, call: Call) -> Deltas:
         """As `LongTermMemory.deltas`."""
         ...
+
+
+@runtime_checkable
+class Gated(Protocol):
+    """A long-term memory whose gates (parameters called `alpha`) open while it learns."""
+
+    def open_upwards(self) -> None:
+        """Called behind the first steps: gates that have opened where they cannot open far are to be turned."""
 
 
 @final
@@ -150,7 +160,8 @@ def train_cam(options: TrainOptions) -> Result:
     recipe, model = _asked(cam_recipe(toy=options.toy), options, "cam"), _open(options)
     with initial_weights(recipe.loop.seed):
         short = new_cam(model, condition=recipe.condition, distances=recipe.distances)
-    return train("cam", model, short, None, recipe, options, lambda: short.save(options.work / "cam"))
+    begun = _begin(short, options.begun("cam", "cam"))
+    return train("cam", model, short, None, recipe, options, lambda: short.save(options.work / "cam"), begun=begun)
 
 
 def train_cam_with_frame_mask(options: TrainOptions) -> Result:
@@ -211,21 +222,26 @@ def train_apm(options: TrainOptions) -> Result:
     short = cam(model, options.work / "cam")
     with initial_weights(recipe.loop.seed):
         long = new_apm(model)
-    return train("apm", model, short, long, recipe, options, lambda: long.save(options.work / "apm"))
+    begun = _begin(long, options.begun("apm", "apm"))
+    return train("apm", model, short, long, recipe, options, lambda: long.save(options.work / "apm"), begun=begun)
 
 
 def train_memories(options: TrainOptions) -> Result:
-    """Train CAM and APM together into `work/cam` and `work/apm`."""
+    """Train CAM and APM together into `work/cam` and `work/apm`; they begin from those that `--begin` names, APM only
+    if there is one."""
     recipe, model = _asked(memories_recipe(toy=options.toy), options, "memories", "cam"), _open(options)
     with initial_weights(recipe.loop.seed):
         short = new_cam(model, condition=recipe.condition, distances=recipe.distances)
         long = new_apm(model)
+    begun = _begin(short, options.begun("cam", "memories"))
+    if begun and options.begin is not None and (options.begin / "apm").is_dir():
+        _begin(long, options.begun("apm", "memories"))
 
     def export() -> None:
         short.save(options.work / "cam")
         long.save(options.work / "apm")
 
-    return train("memories", model, short, long, recipe, options, export)
+    return train("memories", model, short, long, recipe, options, export, begun=begun)
 
 
 def train(
@@ -239,19 +255,35 @@ def train(
     *,
     dataset: ClipDataset | None = None,
     like: str | None = None,
+    begun: bool = False,
 ) -> Result:
     """Train those of the memories' parameters that require gradients; see `streaming.training.fit`.
 
     dataset: None takes the one that the options name. like: the training whose clips and noise these are to be, for a
-    fair comparison; None: `name`'s own. Raises UserError for gradient checkpointing if the backbone has none.
+    fair comparison; None: `name`'s own. begun: as for `fit`. Raises UserError for gradient checkpointing if the
+    backbone has none.
     """
     recipe = replace(recipe, condition=reads(short))
     if options.checkpoint_gradients:
         checkpoint_gradients(model, short)
-    objective = MemoryObjective(model.backbone, short, long)
     clips = load(DATASETS, options.dataset)() if dataset is None else dataset
     batches = ClipBatches(model, clips, recipe, batch=options.batch or recipe.loop.batch, name=like or name)
-    return fit(name, objective, batches, recipe.loop, options, groups=objective.groups(recipe), export=export)
+    gated = isinstance(long, Gated)
+    if gated:
+        caption = clips.prompts(1, Key(recipe.loop.seed).fold("spread").generator())
+        recipe = replace(recipe, gate_rate=recipe.gate_rate * context_spread(model, caption, options.device))
+    objective = MemoryObjective(model.backbone, short, long)
+    return fit(
+        name,
+        objective,
+        batches,
+        recipe.loop,
+        options,
+        groups=objective.groups(recipe),
+        export=export,
+        begun=begun,
+        in_warmup=long.open_upwards if gated else None,
+    )
 
 
 def reads(short: ShortTermMemory[Any]) -> Literal["pixels", "latents"]:
@@ -275,16 +307,36 @@ def checkpoint_gradients(model: Model, short: ShortTermMemory[Any]) -> None:
 
 
 def _asked(recipe: MemoryRecipe, options: TrainOptions, name: str, folder: str | None = None) -> MemoryRecipe:
-    """The recipe with what the options ask for, or else what a training that is gone on with began with.
+    """The recipe with what the options ask for, or else what a training that is gone on with, or begun from,
+    was given.
 
     name: of its state. folder: where its short-term memory lies; None: `name`. Raises UserError if what is told there
     is damaged.
     """
     place = options.work / (folder or name)
     goes_on = (options.work / "state" / f"{name}.safetensors").exists() and (place / CONFIG).exists()
-    begun = read_about(place) if goes_on else {}
+    source = place if goes_on else options.begun("cam", name) if name in ("cam", "memories") else None
+    begun = {} if source is None else read_about(source)
+    if source is not None and not goes_on:
+        _check_alike(source, begun, options)
     distances = options.distances or begun.get("distances", False)
     return replace(recipe, condition=options.condition or begun.get("condition"), distances=distances)
+
+
+def _check_alike(folder: Path, begun: Mapping[str, Any], options: TrainOptions) -> None:
+    """Raises UserError for options that another CAM would need than the one to begin from."""
+    sees = begun.get("condition")
+    if options.condition is not None and options.condition != sees:
+        raise UserError(f"the CAM in {folder} is shown {sees}: leave --condition {options.condition} out, or --begin")
+    if options.distances and not begun.get("distances", False):
+        raise UserError(f"the CAM in {folder} knows no distances: leave --distances out, or --begin")
+
+
+def _begin(memory: nn.Module, folder: Path | None) -> bool:
+    """Fill a memory with the weights in a folder; whether there is one."""
+    if folder is not None:
+        load_weights(folder, memory)
+    return folder is not None
 
 
 def _open(options: TrainOptions) -> Model:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import typer
 
+COLUMNS = 5
+
 
 def main(logs: Path, output: Path) -> None:
     """Draws every loss over the seconds of training; logarithmic, since most of a loss falls at the start."""
@@ -13,8 +15,10 @@ def main(logs: Path, output: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    paths = sorted(logs.glob("*.jsonl"))
-    figure, panels = pyplot.subplots(2, -(-len(paths) // 2), figsize=(13, 6.5), squeeze=False)
+    paths = sorted(logs.glob("*.jsonl"), key=lambda path: path.stem)  # without the ending "base" is before "base-2"
+    columns = min(COLUMNS, len(paths))
+    rows = -(-len(paths) // columns)
+    figure, panels = pyplot.subplots(rows, columns, figsize=(13, 3.25 * rows), squeeze=False)
     about = {"step", "steps", "learning_rate", "clips_per_second", "clips", "skipped", "seconds"}
     for path, panel in zip(paths, panels.flat, strict=False):
         entries = [json.loads(line) for line in path.read_text().splitlines()]

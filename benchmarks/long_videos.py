@@ -46,6 +46,10 @@ def main(
     unsaid: Annotated[
         bool, typer.Option(help='Prompts that name neither "medium" nor a static camera, as a user may leave them out')
     ] = False,
+    told: Annotated[
+        bool,
+        typer.Option(help="The first chunk's prompt names the object's pattern, which later only a memory can know"),
+    ] = False,
     short_term: str | None = None,
     long_term: str | None = None,
     steps: int | None = None,
@@ -65,6 +69,8 @@ def main(
     ] = None,
 ) -> None:
     """Prints the figures with 95 % intervals; see docs/benchmarks.md for what each means."""
+    if told and unsaid:
+        raise typer.BadParameter("--told names more, --unsaid less: leave one out", param_hint="--told")
     if over_time is not None and frames < EVERY:
         raise typer.BadParameter(f"--over-time needs at least {EVERY} frames, not {frames}", param_hint="--frames")
     where = torch.device(device)
@@ -81,12 +87,14 @@ def main(
     referee = appoint(judge_folder(judge, opened.directory), parts.codec, where, clips=judge_clips)
     tell(referee)
     first, stride = chunk_lengths(parts, TextOpening())
-    asked = draw_prompts(prompts, 0, complete=not unsaid)
+    asked = draw_prompts(prompts, 0, complete=not unsaid, told=told)
     at_once = batch or (64 if where.type == "cuda" else 16)
 
     begin = time.perf_counter()
     every = [
-        video for seed in range(seeds) for video in make_videos(parts, asked.texts, frames, seed=seed, batch=at_once)
+        video
+        for seed in range(seeds)
+        for video in make_videos(parts, asked.texts, frames, seed=seed, batch=at_once, openings=asked.openings)
     ]
     made = time.perf_counter() - begin
     rows = describe(asked, every, referee, seeds=seeds, first=first, stride=stride, workers=_workers(workers, every))
@@ -95,7 +103,7 @@ def main(
     about = {
         "model": model, "memories": f"{short_term} + {long_term}", "frames": frames, "seeds": seeds, "prompts": prompts,
         "sampler": parts.sampler.kind, "steps": parts.sampler.steps, "guidance": parts.guidance.scale,
-        "device": str(where), "batch": at_once, "complete prompts": not unsaid,
+        "device": str(where), "batch": at_once, "complete prompts": not unsaid, "looks told once": told,
         "judge": {"renders": dict(referee.renders), "after the autoencoder": dict(referee.coded)},
         "hidden pattern of renders": calibrate(referee, parts.codec, where, clips=judge_clips, frames=frames),
     }  # fmt: skip

@@ -52,6 +52,11 @@ class ClipDataset(ABC):
         """What videos of this kind may be asked for, drawn by the generator. Default: captions of n clips."""
         return self.clips(n, generator, frames=1, size=64, device=torch.device("cpu")).captions
 
+    def openings(self, n: int, generator: torch.Generator) -> list[str] | None:
+        """What the first chunks of `prompts` may be asked for with an equal generator: the same, and besides what a
+        prompt leaves open and a long-term memory is to keep. Default: None, it is not known."""
+        return None
+
 
 Samples = Mapping[str, Tensor]
 """Tensors with one row a sample."""

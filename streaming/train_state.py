@@ -31,6 +31,8 @@ class Progress:
     """Clips seen by all processes together."""
     adam: float = 0.0
     """Steps that Adam's moments have seen (for its bias correction)."""
+    rate: float = 1.0
+    """Factor on the recipe's learning rate, for the whole plan."""
     restarted: int | None = None
     """Step at which training went on without Adam's moments; None if that never happened."""
     seconds: float = 0.0

@@ -16,6 +16,8 @@ from streaming.train_state import Progress, TrainState, read_state, write_state
 
 NOT_FINITE_LIMIT = 20
 RESTART_WARMUP = 200
+BEGUN_RATE = 0.5
+"""Factor on the learning rate where a training begins from trained weights, of which much is to be kept."""
 
 Batches = Callable[[int, int, int, torch.device], Iterator[Any]]
 """(first step, rank, world, device) -> the batches of this rank from that step on; a pure function of step and rank."""
@@ -46,6 +48,9 @@ class TrainOptions:
     """Toy sizes, for rehearsals and tests."""
     dataset: str = "procedural-world"
     """Name in the entry point group `streaming.datasets`."""
+    begin: Path | None = None
+    """A model directory whose part of the same name is trained on, in place of random weights, at `BEGUN_RATE` times
+    the recipe's learning rate; None: random weights. Where a saved state says how to go on, that counts."""
     image_encoder: str | None = None
     """What APM sees the anchor frame with, as `registry.image_encoder_spec` reads it; None: the model's own."""
     condition: Literal["pixels", "latents"] | None = None
@@ -64,6 +69,22 @@ class TrainOptions:
             raise UserError(
                 f'--device must be "cpu" or "cuda", not "{self.device}"; pick a GPU by CUDA_VISIBLE_DEVICES'
             )
+
+    def begun(self, part: str, training: str) -> Path | None:
+        """The folder of the part that a training begins from; None for random weights, or where its state is there.
+
+        Raises UserError if the folder isn't there.
+        """
+        if self.begin is None or self.state(training).exists():
+            return None
+        folder = self.begin / part
+        if not folder.is_dir():
+            raise UserError(f"--begin {self.begin} has no {part}: name a model directory that has, or leave it out")
+        return folder
+
+    def state(self, training: str) -> Path:
+        """Where a training keeps what it needs to go on."""
+        return self.work / "state" / f"{training}.safetensors"
 
 
 @final
@@ -122,24 +143,34 @@ def fit(
     *,
     groups: Sequence[tuple[Sequence[nn.Parameter], float]] | None = None,
     export: Callable[[], None],
+    begun: bool = False,
+    in_warmup: Callable[[], None] | None = None,
 ) -> Result:
     """Minimise `objective(batch)["loss"]` over its parameters that require gradients, from where the last call stopped.
 
     objective: maps a batch to scalar losses; deterministic, the noise is part of the batch. groups: (parameters,
     factor on the learning rate); None: all with factor 1. export: called on the main process with the averaged weights
-    in place, at every save and at the end. State: `work/state/<name>.safetensors`; log: `work/logs/<name>.jsonl`.
-    Raises UserError if the losses stay NaN or the saved state belongs to another model.
+    in place, at every save and at the end. begun: whether the parameters are trained ones, from `options.begin`.
+    in_warmup: called behind every update of the warm-up; may change parameters, whose average soon forgets what they
+    were. State: `work/state/<name>.safetensors`; log: `work/logs/<name>.jsonl`.
+    Raises UserError if the losses stay NaN, if the saved state belongs to another model, or for an `options.begin` of
+    which the caller took nothing.
     """
     accelerator = _accelerator(recipe, options)
     objective.to(accelerator.device)
     named = {key: value for key, value in objective.named_parameters() if value.requires_grad}
     optimizer = _optimizer(named, groups, recipe)
     state = TrainState(named, optimizer)
-    path = options.work / "state" / f"{name}.safetensors"
+    path = options.state(name)
     batch = options.batch or recipe.batch
     progress = _resume(path, state, batch * accelerator.num_processes)
+    if not path.exists():
+        if options.begin is not None and not begun:
+            raise UserError(f"{name} begins from random weights: leave --begin out")
+        progress = replace(progress, rate=BEGUN_RATE if begun else 1.0)
     steps = _plan(progress, recipe, options, batch * accelerator.num_processes)
-    session = _Session(name, accelerator, state, recipe, options, path, export, batch * accelerator.num_processes)
+    clips = batch * accelerator.num_processes
+    session = _Session(name, accelerator, state, recipe, options, path, export, clips, in_warmup)
     if progress.step >= steps:
         session.say(f"{name}: all {steps} steps are done; exporting")
         session.export()
@@ -175,9 +206,11 @@ class _Session:
         path: Path,
         export: Callable[[], None],
         clips: int,
+        in_warmup: Callable[[], None] | None,
     ) -> None:
         self.name, self.accelerator, self.state, self.recipe = name, accelerator, state, recipe
         self.options, self.path, self._export, self.clips = options, path, export, clips
+        self.in_warmup = in_warmup
         self.began = self.saved = self.logged = time.monotonic()
         self.pace: float | None = None
         self.bad_in_a_row = torch.zeros((), device=accelerator.device)
@@ -214,7 +247,7 @@ class _Session:
     def _step(self, model: nn.Module, batch: Any, progress: Progress) -> None:
         """One update; a gradient that is not finite leaves the weights as they are (without waiting for the device)."""
         optimizer, recipe = self.state.optimizer, self.recipe
-        rate = learning_rate(recipe, progress.step, progress.steps or 1, progress.restarted)
+        rate = progress.rate * learning_rate(recipe, progress.step, progress.steps or 1, progress.restarted)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         losses = model(batch)
@@ -225,6 +258,8 @@ class _Session:
         optimizer.found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if self.in_warmup is not None and progress.step < recipe.warmup:
+            self.in_warmup()
         self.state.follow(min(recipe.ema, (1 + progress.step) / (10 + progress.step)))
         self.bad_in_a_row = (self.bad_in_a_row + 1) * bad
         self.bad = self.bad + bad
@@ -242,7 +277,7 @@ class _Session:
         skipped = int(self.bad.item())
         losses = {key: (value / max(1, self.since - skipped)).item() for key, value in self.sums.items()}
         speed = self.since * self.clips / max(now - self.logged, 1e-9)
-        rate = learning_rate(self.recipe, progress.step, progress.steps or 1, progress.restarted)
+        rate = progress.rate * learning_rate(self.recipe, progress.step, progress.steps or 1, progress.restarted)
         self._write({"step": progress.step, "steps": progress.steps, **losses, "learning_rate": rate,
                      "clips_per_second": round(speed, 1), "clips": progress.clips, "skipped": skipped,
                      "seconds": round(progress.seconds, 1)})  # fmt: skip

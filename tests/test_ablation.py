@@ -22,8 +22,10 @@ from adapters.conc_cond import new_conc_cond
 from backends.embedded import clip_judge
 from backends.embedded.judge import Judge, JudgeConfig
 from backends.embedded.train_judge import JUDGED, examination, share_right
+from backends.world.dataset import ProceduralWorld
 from streaming import causal
 from streaming.ablation import run as ablation
+from streaming.ablation import videos as making
 from streaming.ablation.figures import HIGHER, NEITHER, figures
 from streaming.ablation.judge import ClipJudge, ends, examined, kept, make_judge
 from streaming.ablation.measure import Job, Measurer, Measures, colour_in
@@ -71,6 +73,40 @@ def memories(tmp_path_factory):
 def prompts(tmp_path):
     (tmp_path / "prompts.txt").write_text("a red ball rolls over the snow\n\na blue cube floats\n")
     return tmp_path / "prompts.txt"
+
+
+# --- what first chunks are asked for ---------------------------------------------------------------------------------
+
+
+def test_first_chunks_may_be_asked_for_more():
+    told = replace(SAMPLED, openings=("a red ball with a cyan band rolls", "a blue box with a white core"))
+    assert SAMPLED.schedule(0, 8).entries == ((0, "a red ball rolls"),)
+    assert told.schedule(1, 8).entries == ((0, "a blue box with a white core"), (8, "a blue box"))
+
+
+def test_what_only_memory_can_know_is_told_once(tmp_path, monkeypatch, capfd):
+    seen = []
+
+    def record(parts, prompts, *args, **more):
+        seen.extend(prompts)
+        return original(parts, prompts, *args, **more)
+
+    original = making.stream
+    monkeypatch.setattr(making, "stream", record)
+    asked = ("ablate", *QUICK, "--prompts", 2, "--table", "short-term", "--output", tmp_path / "out")
+    assert run(*asked, "--told-once") == 2  # the memories that need training are not there
+    assert all(" with " in each.at(0) and " with " not in each.at(100) for each in seen) and len(seen) >= 4
+    assert "First chunks are asked for more, which no later prompt names." in capfd.readouterr().out
+    seen.clear()
+    assert run(*asked) == 2
+    assert "openings changed" in capfd.readouterr().err
+    assert not any(" with " in each.at(0) for each in seen) and seen
+
+
+def test_a_dataset_that_does_not_know(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(ProceduralWorld, "openings", lambda self, n, generator: None)
+    assert run("ablate", *QUICK, "--told-once", "--output", tmp_path / "out") == 2
+    assert "--told-once: the dataset procedural-world does not know what prompts leave open" in capfd.readouterr().err
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -140,6 +176,7 @@ def test_memories_without_weights_are_skipped_with_the_command_that_trains_them(
         (("--seeds", 0), "--seeds 0: choose a number from 1 to 1000"),
         (("--memories", "nowhere"), "--memories nowhere is no folder: name one with trained memories, or leave it out"),
         (("--prompts-file", "nowhere"), "--prompts-file nowhere cannot be read"),
+        (("--told-once",), "--told-once: a file of prompts says nothing of first chunks"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(arguments, told, tmp_path, prompts, capfd):
@@ -437,7 +474,7 @@ class Painter(ClipJudge):
 
     def ask(self, clips, device):
         self.asked.append(len(clips))
-        return {"pattern": [["plain", "dots", "stripes"][int(clip[0, 0, 0, 0]) % 3] for clip in clips]}
+        return {"pattern": [["plain", "core", "band"][int(clip[0, 0, 0, 0]) % 3] for clip in clips]}
 
 
 def painted(*reds):
@@ -447,7 +484,7 @@ def painted(*reds):
 def test_a_hidden_attribute_is_kept_if_the_end_shows_it_again():
     videos = [painted(1, 0, 1), painted(1, 2), painted(0, 0), painted(2), painted(2, 1)]
     seen = ends(Painter(), "pattern", videos, CPU)
-    assert seen == [("dots", "dots"), ("dots", "stripes"), None, None, ("stripes", "dots")]
+    assert seen == [("core", "core"), ("core", "band"), None, None, ("band", "core")]
     told = kept("pattern", seen)
     assert [each["pattern_kept"] for each in told] == [1.0, 0.0, None, None, 0.0]
     assert [each["pattern_kept_chance"] for each in told] == [0.5, 1.0, None, None, 0.5]
@@ -477,7 +514,7 @@ def test_the_embedded_judge_is_examined_once(tmp_path, monkeypatch):
     assert shares["pattern"] == pytest.approx(sum(right) / 2) and set(shares) == set(judge.hidden)
     monkeypatch.setattr(clip_judge, "examination", None)
     assert judge.accuracy(CPU) is shares
-    assert judge.shows({"pattern": "dot", "second_colour": "white"}) and not judge.shows({"pattern": "plain"})
+    assert judge.shows({"pattern": "core", "second_colour": "white"}) and not judge.shows({"pattern": "plain"})
     assert (judge.hidden[0], "plain") == ("pattern", JUDGED["pattern"][-1])
 
 

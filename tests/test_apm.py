@@ -136,6 +136,41 @@ def test_at_zero_only_the_gates_learn():
     assert {name.split(".")[-1] for name, value in memory.named_parameters() if value.grad.any()} == {"alpha"}
 
 
+@given(alpha=st.floats(-8, 8), seed=st.integers(0, 99))
+def test_turned_gates_let_the_same_through(alpha, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mixer = ContextMixer(ContextSite("site", 6, 4), 3)
+    with torch.no_grad():
+        for value in mixer.parameters():
+            value.copy_(torch.randn(value.shape, generator=generator))
+        mixer.alpha.fill_(alpha)
+    text, image = torch.randn(2, 4, 6, generator=generator), torch.randn(2, 3, 6, generator=generator)
+    before, norm, down = mixer(text, image), mixer.norm.weight.clone(), bool(mixer.alpha < 0)
+    mixer.turn()
+    after = mixer(text, image)
+    assert mixer.alpha >= 0 and torch.equal(mixer.norm.weight, -norm if down else norm)
+    torch.testing.assert_close(after, before, rtol=0.01, atol=2e-3)
+    mixer.turn()
+    assert torch.equal(mixer(text, image), after)
+
+
+def test_gates_that_would_open_downwards_open_all_the_same():
+    """What is to be let through is five times what SiLU reaches below zero, and the other way round."""
+    mixer = ContextMixer(ContextSite("site", 8, 4), 2)
+    generator = torch.Generator().manual_seed(0)
+    text, image = torch.randn(3, 4, 8, generator=generator), torch.randn(3, 2, 8, generator=generator)
+    wanted = -1.4 * mixer.mixed(text, image).detach()
+    mixer.conv.requires_grad_(False)
+    optimizer = torch.optim.Adam([mixer.alpha], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (mixer(text, image) - wanted).square().mean().backward()
+        optimizer.step()
+        mixer.turn()
+    assert mixer.alpha > 1 and (mixer.norm.weight < 0).all()
+    assert (mixer(text, image) - wanted).abs().max() < 0.1
+
+
 def test_backbones_of_several_depths_are_refused():
     sites = (ContextSite("a", 4, 3), ContextSite("b", 8, 3))
     with pytest.raises(UserError, match="text of one depth"):
@@ -214,4 +249,5 @@ def test_on_modelscope_s_unet():
     moved = backbone(call, memory.deltas(memory.remember(anchors(1)), call))
     assert not torch.allclose(moved, plain)
     moved.square().mean().backward()
-    assert not [name for name, value in memory.named_parameters() if value.grad is None or not value.grad.any()]
+    learning = [each for each in memory.named_parameters() if not each[0].endswith("conv.bias")]
+    assert not [name for name, value in learning if value.grad is None or not value.grad.any()]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from backends.world import (
     ATTRIBUTES,
     COLOURS,
     HELD_OUT,
+    HIDDEN_ATTRIBUTES,
     PLAIN,
     SHAPES,
     complete_captions,
@@ -25,6 +27,7 @@ from backends.world import (
     sample_scenes,
     specified_scenes,
 )
+from benchmarks import clips
 from benchmarks.clips import draw_prompts
 from benchmarks.first_chunks import PAIR, Answers
 from benchmarks.hidden import kept, with_another_pattern
@@ -107,6 +110,28 @@ def test_prompts_of_held_out_pairs() -> None:
     assert {(SHAPES[shape], COLOURS[colour]) for shape, colour in pairs} == set(HELD_OUT)
     assert all("camera" in text for text in asked.texts)
     assert draw_prompts(3, 0).texts != draw_prompts(3, 0, complete=True).texts
+
+
+def test_looks_that_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = draw_prompts(12, 0, told=True)
+    assert asked.texts == draw_prompts(12, 0, complete=True).texts and draw_prompts(12, 0).openings is None
+    patterns = HIDDEN_ATTRIBUTES["pattern"]
+    for i, (opening, text) in enumerate(zip(asked.openings, asked.texts, strict=True)):
+        begin, look = opening.split(" with ")
+        assert patterns[int(asked.scenes.pattern[i])] in look and text.startswith(begin) and " with " not in text
+    seen = []
+
+    def record(parts, schedules, *_, **__):
+        seen.extend(schedules)
+        yield SimpleNamespace(frames=torch.zeros(len(schedules), 16, 3, 8, 8))
+
+    monkeypatch.setattr(clips, "stream", record)
+    monkeypatch.setattr(clips, "chunk_lengths", lambda parts, opening: (16, 8))
+    list(clips.make_videos(None, asked.texts, 16, seed=0, batch=5, openings=asked.openings))
+    assert [each.at(15) for each in seen] == asked.openings and [each.at(16) for each in seen] == asked.texts
+    seen.clear()
+    list(clips.make_videos(None, asked.texts, 16, seed=0, batch=5))
+    assert [each.at(0) for each in seen] == [each.at(16) for each in seen] == asked.texts
 
 
 def test_who_judges_sees_all_pairs_and_plain_objects() -> None:
@@ -245,7 +270,7 @@ def test_collapse_is_leaving_the_bounds(name: str, end: int) -> None:
 def test_pictures_are_drawn(tmp_path) -> None:
     rows = [
         [{"frame": 100 * i, **dict.fromkeys(BOUNDS, 10.0), "anchor distance": 0.1,
-          "judge": {"place": "moon", "pattern": "dot"}} for i in range(3)]
+          "judge": {"place": "moon", "pattern": "core"}} for i in range(3)]
     ]  # fmt: skip
     draw(tmp_path / "plot.png", rows, [{"place": "moon"}], "title")
     draw_sheet(tmp_path / "sheet.png", [torch.zeros(300, 3, 8, 8, dtype=torch.uint8)], ["a prompt"])

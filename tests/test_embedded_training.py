@@ -119,7 +119,7 @@ def test_a_slice_of_clips_is_made_once_in_a_period(
         simple = replace(training, slices=lambda parts: counted, noised=lambda drawn, *rest: drawn)
         unets.train_unet(simple, *rest)
 
-    def fit(name: str, objective, batches, *rest, export) -> None:
+    def fit(name: str, objective, batches, *rest, export, begun) -> None:
         drawn = batches(0, 0, 1, CPU)
         for step in range(2 * period + 1):
             next(drawn)

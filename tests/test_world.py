@@ -138,7 +138,7 @@ def test_every_attribute_changes_the_picture(name: str) -> None:
 @pytest.mark.parametrize("colour", COLOURS)
 def test_the_object_has_its_colour(colour: str) -> None:
     """Under the mask, more pixels are nearest to the named colour than to any other (white gloss aside)."""
-    scenes = specified_scenes(_generator(9), n=24, colour=colour, pattern="dot", shape="ball", size="big")
+    scenes = specified_scenes(_generator(9), n=24, colour=colour, pattern="core", shape="ball", size="big")
     from backends.world.render import _COLOURS
 
     inside = object_mask(scenes, frames=1)[:, 0] > 0.99
@@ -203,7 +203,7 @@ def test_held_out_pairs() -> None:
 
 
 def test_specified_scenes() -> None:
-    scenes = specified_scenes(_generator(14), n=40, place="moon", shape="ring", pattern="stripes")
+    scenes = specified_scenes(_generator(14), n=40, place="moon", shape="ring", pattern="band")
     assert (scenes.place == PLACES.index("moon")).all() and (scenes.pattern == 2).all()
     assert len(set(scenes.colour.tolist())) > 3
     assert scenes.attribute("shape").tolist() == [5] * 40

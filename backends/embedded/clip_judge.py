@@ -40,7 +40,7 @@ class EmbeddedJudge(ClipJudge):
 
     @property
     def hidden(self) -> tuple[str, ...]:
-        """What captions never name, as far as this judge has learned it."""
+        """What prompts need not name, as far as this judge has learned it."""
         return tuple(name for name in HIDDEN_ATTRIBUTES if name in self._judge.config.attributes)
 
     def accuracy(self, device: torch.device) -> Mapping[str, float]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from backends.embedded.tokenizer import token_numbers
+from backends.embedded.tokenizer import UNKNOWN, token_numbers
 from backends.world import captions, object_mask, render, sample_scenes
 from backends.world.scene import Scenes, Split
 from streaming.datasets import RollingPool, Samples, half_precision
@@ -108,12 +108,24 @@ def text_states(tokenizer: Any, encoder: Any, lines: Sequence[str]) -> Float[Ten
     return encoder(numbers).last_hidden_state.float()
 
 
+def check_words(tokenizer: Any, lines: Sequence[str]) -> None:
+    """Raises UserError if captions have words that the tokenizer, made for another version of the world, lacks."""
+    if (token_numbers(tokenizer, lines) == UNKNOWN).any():
+        known = tokenizer.get_vocab()
+        words = sorted({word for line in lines for word in line.replace(",", " ").split()} - set(known))
+        raise UserError(
+            f"the tokenizer does not know words of today's captions ({', '.join(words)}): train clip and text again "
+            "in a new --work"
+        )
+
+
 def two_captions(
     tokenizer: Any, encoder: Any, scenes: Scenes, generator: torch.Generator
 ) -> Float[Tensor, "clips 2 tokens depth"]:
     """The states of two captions of each scene."""
     on_cpu = scenes.to("cpu")
     lines = captions(on_cpu, generator) + captions(on_cpu, generator)
+    check_words(tokenizer, lines)
     return text_states(tokenizer, encoder, lines).unflatten(0, (2, len(scenes))).transpose(0, 1)
 
 

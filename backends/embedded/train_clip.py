@@ -26,7 +26,7 @@ TOY = Recipe(steps=60, batch=16, learning_rate=3e-3, warmup=10, ema=0.9, log_eve
 CLIP_FRAMES, CLIP_FPS = 4, 2.0
 """Frames whose mean embedding stands for a clip of two seconds."""
 LATER_FRAMES = 2
-"""More frames of the same scene, up to `LATER_SECONDS` away: the embedding must hold what no caption names."""
+"""More frames of the same scene, up to `LATER_SECONDS` away: the embedding must hold what captions hardly teach."""
 LATER_SECONDS = 30.0
 EMPTY_SHARE = 0.02
 """Share of captions replaced by the empty one, so that it has states, too (guidance needs them)."""

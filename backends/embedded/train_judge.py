@@ -7,6 +7,7 @@ were held out, as they are from the models, it would take blurred objects of the
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, final
 
@@ -22,6 +23,7 @@ from backends.embedded.report import report
 from backends.world import render, sample_scenes
 from backends.world.scene import ATTRIBUTES, HIDDEN_ATTRIBUTES, PLAIN, Scenes, Split
 from streaming.datasets import Samples, device_generator, draw, half_precision
+from streaming.errors import UserError
 from streaming.folders import save_folder
 from streaming.keys import Key, initial_weights
 from streaming.training import Recipe, TrainOptions, fit
@@ -69,7 +71,10 @@ def train_judge(options: TrainOptions) -> None:
     check_options(options)
     recipe = TOY if options.toy else RECIPE
     with initial_weights(recipe.seed):
-        objective = JudgeObjective(Judge(JudgeConfig(attributes=dict(JUDGED))))
+        judge = Judge(JudgeConfig(attributes=dict(JUDGED)))
+    if (begun := options.begun("judge", "judge")) is not None:
+        _begin(judge, begun)
+    objective = JudgeObjective(judge)
     count = options.batch or recipe.batch
 
     def batches(step: int, rank: int, world: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
@@ -87,7 +92,16 @@ def train_judge(options: TrainOptions) -> None:
         report(options.work, "judge", accuracy(objective.judge, n=8 if options.toy else 1024))
         save_folder(options.work / "judge", objective.judge.save)
 
-    fit("judge", objective, batches, recipe, options, export=export)
+    fit("judge", objective, batches, recipe, options, export=export, begun=begun is not None)
+
+
+def _begin(judge: Judge, folder: Path) -> None:
+    """Raises UserError if the judge there is damaged, of other sizes or asked for other numbers of words."""
+    weights = Judge.load(folder).state_dict()
+    sizes, wanted = ({name: value.shape for name, value in each.items()} for each in (weights, judge.state_dict()))
+    if sizes != wanted:
+        raise UserError(f"the judge in {folder} is asked for other attributes, or of other sizes: leave --begin out")
+    judge.load_state_dict(weights)
 
 
 @torch.no_grad()

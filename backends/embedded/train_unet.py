@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from backends.diffusers_attention import shorten_attention
 from backends.embedded.config import build_defaults, build_scheduler, save_half, trained, without_dropout
 from backends.embedded.pool import check_options, freeze, text_states, world_pool
+from backends.modelscope_folder import load_part
 from backends.modelscope_settings import save_defaults
 from backends.world.scene import Scenes
 from streaming.datasets import Samples, device_generator, draw
+from streaming.errors import UserError
 from streaming.folders import save_folder
 from streaming.keys import Key, initial_weights
 from streaming.noising import Diffusion
@@ -90,6 +93,8 @@ def train_unet(training: UNetTraining, options: TrainOptions, recipe: Recipe) ->
     diffusion = Diffusion(scheduler)
     with initial_weights(recipe.seed):
         unet = without_dropout(training.build(frozen.text_encoder.config.hidden_size, toy=options.toy))
+    begun = options.begun(training.folder, training.name)
+    begin(unet, begun)
     count = options.batch or recipe.batch
 
     def batches(step: int, rank: int, world: int, device: torch.device) -> Iterator[Batch]:
@@ -114,7 +119,7 @@ def train_unet(training: UNetTraining, options: TrainOptions, recipe: Recipe) ->
             freeze(part, next(unet.parameters()).device)
         training.finished(options, unet, frozen)
 
-    fit(training.name, DiffusionObjective(unet), batches, recipe, options, export=export)
+    fit(training.name, DiffusionObjective(unet), batches, recipe, options, export=export, begun=begun is not None)
 
 
 def _frozen(options: TrainOptions) -> Frozen:
@@ -128,6 +133,23 @@ def _frozen(options: TrainOptions) -> Frozen:
         tokenizer=AutoTokenizer.from_pretrained(trained(options.work, "tokenizer", "clip")),
         text_encoder=CLIPTextModelWithProjection.from_pretrained(text, dtype=torch.float32),
     )
+
+
+def begin(unet: Any, folder: Path | None) -> None:
+    """Fill a U-Net with the weights in a folder, if there is one.
+
+    Raises UserError if they are damaged or of other sizes.
+    """
+    if folder is None:
+        return
+    from diffusers import UNet3DConditionModel
+
+    kinds = {"UNet3DConditionModel": UNet3DConditionModel}
+    weights = load_part(kinds, folder, torch.float32).state_dict()
+    sizes, wanted = ({name: value.shape for name, value in each.items()} for each in (weights, unet.state_dict()))
+    if sizes != wanted:
+        raise UserError(f"the U-Net in {folder} has other sizes than the one to be trained: leave --begin out")
+    unet.load_state_dict(weights)
 
 
 def some_text(

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class TinyOpenSora(Backend):
     """Open-Sora 1.2's classes at toy size, trained on the procedural world: 64x64 pixels, 8 frames a second.
 
-    Autoencoder, tokenizer and judge are those of the tiny ModelScope, and so is the enhancer, which takes any small
-    video of the procedural world.
+    Autoencoder and judge are those of the tiny ModelScope, and so is the enhancer, which takes any small video of the
+    procedural world.
     """
 
     def describe(self) -> str:

@@ -25,11 +25,13 @@ from backends.embedded_opensora.config import (
 from backends.modelscope_settings import save_defaults
 from backends.opensora_backbone import OpenSora3Backbone
 from backends.opensora_init import begin
+from backends.opensora_parts import read_transformer
 from backends.opensora_rflow import LEVELS, flow_loss, noised
 from backends.opensora_stdit3 import STDiT3
 from streaming.backbone import Backbone, Call, Guided
 from streaming.codec import EncodedText
 from streaming.datasets import device_generator, draw, half_precision
+from streaming.errors import UserError
 from streaming.folders import save_folder
 from streaming.guidance import ClassifierFree
 from streaming.keys import Key, initial_weights
@@ -92,6 +94,8 @@ def train_transformer(options: TrainOptions) -> None:
     with initial_weights(recipe.seed):
         sizes = text_encoder.config.hidden_size, vae.config["latent_channels"]
         net = begin(STDiT3(build_transformer(*sizes, toy=options.toy)))
+    if (begun := options.begun("transformer", "transformer")) is not None:
+        _go_on(net, begun)
     empty = text_states(tokenizer, text_encoder.eval(), [""])
     net.y_embedder.y_embedding = empty[0].clone()  # what stands for no text, as in the published weights
     backbone = OpenSora3Backbone(net, window=window, fps=FPS, factor=SIZE // 8)
@@ -119,13 +123,22 @@ def train_transformer(options: TrainOptions) -> None:
             options.work, "transformer", judged_samples(options.work, net, sample, parts[0], tokenizer, parts[1], n=n)
         )
 
-    fit("transformer", FlowObjective(backbone), batches, recipe, options, export=export)
+    fit("transformer", FlowObjective(backbone), batches, recipe, options, export=export, begun=begun is not None)
+
+
+def _go_on(net: STDiT3, folder: Path) -> None:
+    """Fill the transformer with the weights in a folder. Raises UserError if they are of other sizes."""
+    weights, _ = read_transformer(folder)
+    sizes, wanted = ({name: value.shape for name, value in each.items()} for each in (weights, net.state_dict()))
+    if sizes != wanted:
+        raise UserError(f"the transformer in {folder} has other sizes than the one to be trained: leave --begin out")
+    net.load_state_dict(weights)
 
 
 def _complete(work: Path) -> None:
-    """Copies of the packaged parts that the folder lacks."""
+    """Copies of the packaged parts that the folder lacks: the tiny ModelScope's, which know today's world."""
     for part in SHARED:
-        places = (folder / part for folder in (packaged_weights(), shared_weights()))
+        places = (folder / part for folder in (shared_weights(), packaged_weights()))
         if not (work / part).is_dir():
             shutil.copytree(next(place for place in places if place.is_dir()), work / part)
 

@@ -1,8 +1,22 @@
-"""Captions of scenes: what a caption names, in many wordings, and one fixed wording."""
+"""Captions of scenes: what a caption names, in many wordings, and one fixed wording.
+
+What prompts leave hidden, the pattern on an object, its second colour and its outline, captions of training tell now
+and then: a model that has no words for a thing can hardly be told by a memory to draw it.
+"""
 
 import torch
 
-from backends.world.scene import ACTIONS, CAMERAS, COLOURS, PLACES, SHAPES, SIZES, Scenes
+from backends.world.scene import (
+    ACTIONS,
+    CAMERAS,
+    COLOURS,
+    HIDDEN_ATTRIBUTES,
+    PLACES,
+    PLAIN,
+    SHAPES,
+    SIZES,
+    Scenes,
+)
 
 _SIZES = {"small": ("small", "little", "tiny"), "medium": ("medium",), "big": ("big", "large", "huge")}
 _SHAPES = {"ball": ("ball", "ball", "sphere"), "cube": ("cube", "cube", "box"), "star": ("star",),
@@ -43,13 +57,19 @@ _CAMERAS = {
         "the camera moves right",
     ),
 }
+_PATTERNS = {"core": "a {} core", "halves": "{} halves", "band": "a {} band", "quarters": "{} quarters"}
+_DETAILS = ("with", "and", "edge")
+_LOOKS_TOLD, _EDGES_TOLD = 0.5, 0.25
+_LONGEST = 22
+"""Words of a caption, at most."""
 _THINGS = ("thing", "object", "shape")
 _CANONICAL_PLACES = ("a green meadow", "a sandy desert", "a city at night", "the ocean", "the snow", "the grey moon")
 _CANONICAL_PREPOSITIONS = ("over", "on", "over", "over", "over", "over")  # by action
 
 VOCABULARY: tuple[str, ...] = tuple(
     sorted(
-        {"a", "an", "the", *_THINGS}
+        {"a", "an", "the", *_THINGS, *_DETAILS}
+        | {word for words in HIDDEN_ATTRIBUTES.values() for word in words}
         | {
             word
             for group in (_SIZES, _SHAPES, _COLOURS, _ACTIONS, _PREPOSITIONS, _PLACES, _CAMERAS)
@@ -62,31 +82,37 @@ VOCABULARY: tuple[str, ...] = tuple(
 """Every word that a caption can have; the only other sign is the comma."""
 
 
-def captions(scenes: Scenes, generator: torch.Generator) -> list[str]:
-    """One caption a scene, worded at random, with some attributes left out; at most 20 words.
+def captions(scenes: Scenes, generator: torch.Generator, *, looks: bool = True) -> list[str]:
+    """One caption a scene, worded at random, with some attributes left out; at most 22 words.
 
-    Half of the captions leave out the size, half (of the moving ones .3) the camera; each other attribute is left
-    out in 4 %, never two of them.
+    Half of the captions leave out the size, half (of the moving ones .05) the camera; each other attribute is left
+    out in 4 %, never two of them. Half of them say how the object looks, a quarter what its edge is like: "with a cyan
+    core and a dark edge". looks: False leaves this out; the rest of the wording stays.
     """
     draws = torch.rand(len(scenes), _DRAWS, generator=generator).tolist()
-    return [_caption(words, draw) for words, draw in zip(_words(scenes), draws, strict=True)]
+    told = torch.rand(len(scenes), 2, generator=generator).tolist()
+    details = [_look(words, draw) if looks else "" for words, draw in zip(_looks(scenes), told, strict=True)]
+    rows = zip(_words(scenes), draws, details, strict=True)
+    return [_fitting(words, draw, detail) for words, draw, detail in rows]
 
 
 def canonical_captions(scenes: Scenes) -> list[str]:
-    """One caption a scene in a fixed wording that names everything ("medium" and a static camera by silence).
+    """One caption a scene in a fixed wording that names everything but looks ("medium" and a static camera by silence).
 
     For example "a big red ball rolls over a green meadow, the camera pans left".
     """
     return [_canonical(words) for words in _words(scenes)]
 
 
-def complete_captions(scenes: Scenes) -> list[str]:
-    """One caption a scene in a fixed wording that leaves nothing unsaid: "medium" and a static camera are named, too.
+def complete_captions(scenes: Scenes, *, looks: bool = False) -> list[str]:
+    """One caption a scene in a fixed wording that names "medium" and a static camera, too.
 
     What a caption does not say, training clips show at random: only these ask for all that is judged. For example
-    "a medium red ball rolls over a green meadow, the camera is static".
+    "a medium red ball rolls over a green meadow, the camera is static". looks: the pattern is named besides, as in "a
+    medium red ball with a cyan band rolls over a green meadow, the camera is static".
     """
-    return [_complete(words) for words in _words(scenes)]
+    told = [_look(words, [0.0, 1.0]) if looks else "" for words in _looks(scenes)]
+    return [_complete(words, look) for words, look in zip(_words(scenes), told, strict=True)]
 
 
 _Words = dict[str, str]
@@ -98,6 +124,30 @@ def _words(scenes: Scenes) -> list[_Words]:
     names = {"place": PLACES, "shape": SHAPES, "colour": COLOURS, "size": SIZES, "action": ACTIONS, "camera": CAMERAS}
     columns = [[words[i] for i in scenes.attribute(name).tolist()] for name, words in names.items()]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _looks(scenes: Scenes) -> list[_Words]:
+    """The words of what captions may tell besides; no pattern if the object is plain."""
+    columns = [
+        ["" if i == PLAIN else words[i] for i in scenes.attribute(name).tolist()]
+        for name, words in HIDDEN_ATTRIBUTES.items()
+    ]
+    return [dict(zip(HIDDEN_ATTRIBUTES, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _look(words: _Words, draw: list[float]) -> str:
+    told = []
+    if words["pattern"] and draw[0] < _LOOKS_TOLD:
+        told.append(_PATTERNS[words["pattern"]].format(words["second_colour"]))
+    if draw[1] < _EDGES_TOLD:
+        told.append(f"a {words['outline']} edge")
+    return f" with {' and '.join(told)}" if told else ""
+
+
+def _fitting(words: _Words, draw: list[float], detail: str) -> str:
+    """The caption with its detail, or without if it would be too long."""
+    caption = _caption(words, draw, detail)
+    return caption if len(caption.split()) <= _LONGEST else _caption(words, draw, "")
 
 
 def _pick(options: tuple[str, ...], draw: float) -> str:
@@ -113,19 +163,19 @@ def _canonical(words: _Words) -> str:
     return _sentence(words, size) + ("" if words["camera"] == "static" else f", the camera {words['camera']}")
 
 
-def _complete(words: _Words) -> str:
+def _complete(words: _Words, look: str) -> str:
     camera = "is static" if words["camera"] == "static" else words["camera"]
-    return f"{_sentence(words, words['size'])}, the camera {camera}"
+    return f"{_sentence(words, words['size'], look)}, the camera {camera}"
 
 
-def _sentence(words: _Words, size: str) -> str:
-    subject = _with_article(f"{size} {words['colour']} {words['shape']}".strip())
+def _sentence(words: _Words, size: str, look: str = "") -> str:
+    subject = _with_article(f"{size} {words['colour']} {words['shape']}".strip()) + look
     preposition = _CANONICAL_PREPOSITIONS[ACTIONS.index(words["action"])]
     place = _CANONICAL_PLACES[PLACES.index(words["place"])]
     return f"{subject} {words['action']} {preposition} {place}"
 
 
-def _caption(words: _Words, draw: list[float]) -> str:
+def _caption(words: _Words, draw: list[float], detail: str) -> str:
     omitted = ("shape", "colour", "action", "place")[int(draw[0] / 0.04)] if draw[0] < 0.16 else None
     parts = []
     if draw[1] < 0.5:
@@ -133,7 +183,7 @@ def _caption(words: _Words, draw: list[float]) -> str:
     if omitted != "colour":
         parts.append(_pick(_COLOURS[words["colour"]], draw[3]))
     parts.append(_pick(_THINGS if omitted == "shape" else _SHAPES[words["shape"]], draw[4]))
-    noun = " ".join(parts)
+    noun = " ".join(parts) + detail
     subject = _with_article(noun) if draw[5] < 0.6 else f"the {noun}"
     action = "" if omitted == "action" else " " + _pick(_ACTIONS[words["action"]], draw[6])
     options = tuple(p for p in _PREPOSITIONS[words["action"]] if p != "in" or words["place"] not in _NOT_IN)

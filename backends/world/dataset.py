@@ -27,9 +27,12 @@ class ProceduralWorld(ClipDataset):
         device: torch.device,
         context_seconds: float = 30.0,
     ) -> CaptionedClips:
-        """See `ClipDataset.clips`. Half of the anchors are frame 0, the rest from some time before the clip."""
+        """See `ClipDataset.clips`. Half of the anchors are frame 0, the rest from some time before the clip.
+
+        Captions say nothing of an object's look: that is what memories are there to keep.
+        """
         scenes = sample_scenes(n, generator, split="train")
-        lines = captions(scenes, generator)
+        lines = captions(scenes, generator, looks=False)
         start = torch.rand(n, generator=generator) * LATEST_START
         earlier = (start - torch.rand(n, generator=generator) * context_seconds).clamp(min=0)
         anchor = torch.where(torch.rand(n, generator=generator) < 0.5, 0.0, earlier)
@@ -44,3 +47,7 @@ class ProceduralWorld(ClipDataset):
     def prompts(self, n: int, generator: torch.Generator) -> list[str]:
         """Complete captions of scenes of the split "train": everything is named that a caption can name."""
         return complete_captions(sample_scenes(n, generator, split="train"))
+
+    def openings(self, n: int, generator: torch.Generator) -> list[str]:
+        """The same captions with the objects' patterns."""
+        return complete_captions(sample_scenes(n, generator, split="train"), looks=True)

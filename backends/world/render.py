@@ -8,7 +8,7 @@ from backends.world.canvas import Colour, View, over, paint
 from backends.world.motion import GROUND, Pose, frame_times, pose
 from backends.world.places import paint_place
 from backends.world.scene import CAMERAS, PLACES, PLAIN, SHAPES, Scenes
-from backends.world.shapes import Body, body
+from backends.world.shapes import RING_MIDDLE, Body, body
 
 PIXELS_AT_ONCE = 2**24
 """Most pixels drawn together: about 1.5 GB of float32 temporaries."""
@@ -21,6 +21,7 @@ _SECOND_COLOURS = ((0.98, 0.98, 0.98), (0.10, 0.10, 0.13), (0.40, 0.90, 0.98), (
 _OUTLINES = ((0.06, 0.05, 0.10), (1.0, 1.0, 1.0))
 _OUTLINE_WIDTH = (0.055, 0.16)  # half frames (1.8 pixels of 64), but at most this part of the radius
 _HALO_WIDTH = 0.07
+_CORES = (0.50, 0.46, 0.38, 0.42, 0.40, RING_MIDDLE)  # radii of the middle part, shape by shape
 _PAN_SPEED = 0.80  # of the nearest layer (half frames a second), varied by 15 % either way
 
 
@@ -127,8 +128,8 @@ def _paint_object(image: Tensor, shape: int, place: Pose, view: View) -> None:
     second = torch.where((scenes.pattern == PLAIN)[:, None, None, None, None], main, second)
     over(image, 1 - outline, (1 - distance / _HALO_WIDTH).clamp_(0, 1).square_() * 0.45)
     over(image, outline, view.cover(distance))
-    pattern = view.cover(torch.maximum(_pattern(scenes.pattern, *drawn.face), drawn.painted) * radius)[:, :, None]
-    colour = torch.lerp(main, second, pattern).mul_(drawn.shade[:, :, None])
+    painted = torch.maximum(_pattern(shape, scenes.pattern, *drawn.face), drawn.painted)
+    colour = torch.lerp(main, second, view.cover(painted * radius)[:, :, None]).mul_(drawn.shade[:, :, None])
     gloss = drawn.gloss[:, :, None]
     colour = (colour + gloss * (1 - colour)).clamp_(0, 1)
     over(image, colour, view.cover(distance + (_OUTLINE_WIDTH[1] * radius).clamp(max=_OUTLINE_WIDTH[0])))
@@ -138,14 +139,15 @@ def _pick(palette: tuple[Colour, ...], index: Tensor) -> Float[Tensor, "n 1 3 1 
     return torch.stack([paint(colour, index.device) for colour in palette])[index][:, None]
 
 
-def _pattern(kind: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Signed distance (radii) to where the second colour is."""
-    dot = torch.hypot(u - 0.50, v - 0.04) - 0.30
-    halves = 0.26 - v
-    stripes = ((u.abs() - 0.40).abs()) - 0.15
-    sectors = torch.hypot(u, v) * (0.42 - torch.cos(3 * torch.atan2(v, u))) / 3
+def _pattern(shape: int, kind: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Signed distance (radii) to where the second colour is: areas that are as wide as fits on the shape, since latents
+    of 8 × 8 pixels lose smaller ones."""
+    core = torch.hypot(u, v) - _CORES[shape]
+    halves = 0.06 - v
+    band = v.abs() - 0.27
+    quarters = torch.where(u * v > 0, -1.0, 1.0) * torch.minimum(u.abs(), v.abs())
     kind = kind[:, None, None, None]
-    return torch.where(kind < 2, torch.where(kind < 1, dot, halves), torch.where(kind < 3, stripes, sectors))
+    return torch.where(kind < 2, torch.where(kind < 1, core, halves), torch.where(kind < 3, band, quarters))
 
 
 def _shadow(image: Tensor, place: Pose, view: View) -> None:

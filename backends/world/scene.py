@@ -23,12 +23,12 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 HIDDEN_ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "pattern": ("dot", "halves", "stripes", "sectors"),
+        "pattern": ("core", "halves", "band", "quarters"),
         "second_colour": ("white", "black", "cyan", "brown"),
         "outline": ("dark", "light"),
     }
 )
-"""Attributes that no caption names and that stay the same through a whole video."""
+"""Attributes that no prompt needs to name and that stay the same through a whole video."""
 
 PLAIN = -1
 """Pattern of an object that has none; no scene is drawn with it, but `render` knows it."""
@@ -136,7 +136,7 @@ def sample_scenes(n: int, generator: torch.Generator, *, split: Split = "train")
 
 
 def specified_scenes(generator: torch.Generator, *, n: int, **attributes: str) -> Scenes:
-    """Draw n scenes on the CPU with some attributes fixed by word, e.g. `place="moon", pattern="stripes"`.
+    """Draw n scenes on the CPU with some attributes fixed by word, e.g. `place="moon", pattern="band"`.
 
     Raises `UserError` for an unknown attribute or word.
     """

@@ -22,7 +22,7 @@ _STAR_OUTER, _STAR_INNER = 1.16, 0.58
 _HEART_LOBE, _HEART_RISE, _HEART_RADIUS, _HEART_TIP = 0.48, 0.30, 0.54, 1.02
 _TRIANGLE_OUTER = 1.30  # before rounding
 _ROUND = 0.08
-_RING_MIDDLE, _RING_HALF = 0.71, 0.36
+RING_MIDDLE, _RING_HALF = 0.71, 0.36
 _LIGHT = (-0.45, -0.70, 0.55)  # towards the light: left, up, out of the screen
 
 
@@ -65,7 +65,7 @@ def reach(shape: int, angle: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
     if shape == BALL:
         return torch.full_like(angle, _BALL_RADIUS)
     if shape == RING:
-        return torch.full_like(angle, _RING_MIDDLE + _RING_HALF)
+        return torch.full_like(angle, RING_MIDDLE + _RING_HALF)
     if shape == CUBE:
         return _CUBE_HALF * (cos.abs() + sin.abs()) + abs(_CUBE_DEPTH[1]) / 2
     if shape == HEART:
@@ -84,7 +84,7 @@ def _ball(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _ring(u: Tensor, v: Tensor) -> Tensor:
-    return (torch.hypot(u, v) - _RING_MIDDLE).abs_() - _RING_HALF
+    return (torch.hypot(u, v) - RING_MIDDLE).abs_() - _RING_HALF
 
 
 def _fold(u: Tensor, v: Tensor, corners: int) -> Tensor:
@@ -155,7 +155,7 @@ def _shading(shape: int, x: Tensor, y: Tensor, u: Tensor, v: Tensor, angle: Tens
     """Brightness factor and gloss; the light stays in place while the object turns."""
     if shape in (BALL, RING):
         rho = torch.hypot(x, y).clamp_(min=1e-4)
-        tilt = rho / _BALL_RADIUS if shape == BALL else (rho - _RING_MIDDLE) / _RING_HALF
+        tilt = rho / _BALL_RADIUS if shape == BALL else (rho - RING_MIDDLE) / _RING_HALF
         tilt = tilt.clamp(-1, 1) * 0.92
         facing = (x * _LIGHT[0] + y * _LIGHT[1]) / rho * tilt + (1 - tilt * tilt).sqrt_() * _LIGHT[2]
         gloss = ((facing - 0.86) / 0.14).clamp_(0, 1).square_() * (0.75 if shape == BALL else 0.45)

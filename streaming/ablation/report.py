@@ -39,6 +39,7 @@ def markdown(every: Sequence[Figures], found: Found, sampled: Sampled, model: st
     head = (
         f"# Ablations of {model}\n\n{len(sampled.prompts)} prompts × {sampled.seeds} seeds, {count} videos of "
         f"{sampled.frames} frames for each variant; all variants share prompts, seeds and noise."
+        + ("" if sampled.openings is None else " First chunks are asked for more, which no later prompt names.")
     )
     return "\n\n".join([head, *(_section(each, found) for each in every), _explained(every, how)]) + "\n"
 

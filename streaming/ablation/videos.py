@@ -36,6 +36,8 @@ class Sampled:
 
     prompts: tuple[str, ...]
     """One a video."""
+    openings: tuple[str, ...] | None = None
+    """What the first chunks are asked for, if that is something else."""
     seeds: int
     """Videos of every prompt."""
     frames: int
@@ -51,6 +53,13 @@ class Sampled:
     def pairs(self) -> list[tuple[int, int]]:
         """(prompt, seed) of each video, seed by seed."""
         return [(prompt, seed) for seed in range(self.seeds) for prompt in range(len(self.prompts))]
+
+    def schedule(self, prompt: int, first: int) -> PromptSchedule:
+        """What a video is asked for. first: frames of its first chunk."""
+        told = {0: self.prompts[prompt]}
+        return PromptSchedule.of(
+            told if self.openings is None else {0: self.openings[prompt], first: self.prompts[prompt]}
+        )
 
     def key(self, prompt: int, seed: int) -> Key:
         """The randomness of a video, whatever the variant and the batch."""
@@ -86,9 +95,10 @@ def parts_for(variant: Variant, model: Model, sampled: Sampled, memories: Path |
 
 def made(parts: Parts, sampled: Sampled, batch: int, report: Callable[[int], None]) -> Iterator[Video]:
     """Videos in the order of `sampled.pairs`, so many together. report: told the frames made so far, of all videos."""
+    first, _ = chunk_lengths(parts, TextOpening())
     for begin in range(0, len(sampled.pairs), batch):
         group = sampled.pairs[begin : begin + batch]
-        prompts = [PromptSchedule.fixed(sampled.prompts[prompt]) for prompt, _ in group]
+        prompts = [sampled.schedule(prompt, first) for prompt, _ in group]
         pieces, count = [], 0
         for chunk in stream(parts, prompts, TextOpening(), key=[sampled.key(*pair) for pair in group]):
             pieces.append(chunk.frames.mul(255).round().to(torch.uint8))

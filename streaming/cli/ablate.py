@@ -44,6 +44,14 @@ def ablate(
         Path | None, typer.Option(metavar="FILE", help="A prompt a line, in place of drawn ones.")
     ] = None,
     dataset: Annotated[str, typer.Option(metavar="NAME", help="Whose prompts are drawn.")] = "procedural-world",
+    told_once: Annotated[
+        bool,
+        typer.Option(
+            "--told-once",
+            help="The first chunk's prompt names, besides, what later prompts leave to long-term memory, if the "
+            "dataset knows.",
+        ),
+    ] = False,
     seeds: Annotated[int, typer.Option(help="Videos of every prompt.")] = 3,
     frames: Annotated[int, typer.Option(help="Frames of every video.")] = 240,
     steps: Annotated[int | None, typer.Option(help="Denoising steps a chunk.  [default: the model's]")] = None,
@@ -103,6 +111,7 @@ def ablate(
     sampled = Sampled(
         prompts=_prompts(prompts_file, dataset, prompts), seeds=seeds, frames=frames, steps=steps, guidance=guidance,
         anchor_guidance=anchor_guidance,
+        openings=_openings(prompts_file, dataset, prompts) if told_once else None,
     )  # fmt: skip
     where = checks.device(device)
     study = _study(
@@ -145,10 +154,28 @@ def _prompts(file: Path | None, dataset: str, count: int) -> tuple[str, ...]:
         if len(lines) < 2:
             raise UserError(f"--prompts-file {file} has {len(lines)} prompts: intervals need 2 at least")
         return lines
-    from streaming.keys import Key
     from streaming.registry import load
 
-    return tuple(load(DATASETS, dataset)().prompts(count, Key(0).fold("ablation", "prompts").generator()))
+    return tuple(load(DATASETS, dataset)().prompts(count, _drawing()))
+
+
+def _openings(file: Path | None, dataset: str, count: int) -> tuple[str, ...]:
+    """What first chunks are asked for. Raises UserError if nobody knows."""
+    if file is not None:
+        raise UserError("--told-once: a file of prompts says nothing of first chunks: leave out one of the two")
+    from streaming.registry import load
+
+    told = load(DATASETS, dataset)().openings(count, _drawing())
+    if told is None:
+        raise UserError(f"--told-once: the dataset {dataset} does not know what prompts leave open: leave it out")
+    return tuple(told)
+
+
+def _drawing() -> "torch.Generator":
+    """What draws the prompts."""
+    from streaming.keys import Key
+
+    return Key(0).fold("ablation", "prompts").generator()
 
 
 def _study(

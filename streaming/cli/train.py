@@ -13,6 +13,8 @@ MEMORIES = ("cam", "apm", "memories", "cam+frame-mask", "conc-cond", "add-cond",
 """Parts that are trained on a base model that is there."""
 ANCHORED = ("apm", "append", "memories")
 """Parts that see an anchor frame."""
+BEGINNING = ("base", "enhancer", "judge", "transformer", "cam", "apm", "memories")
+"""Parts that can begin from trained weights."""
 SHOWN = ("cam", "cam+frame-mask", "add-cond", "memories")
 """Parts that are shown the last frames, as pixels or as latents."""
 ATTENDING = ("cam", "cam+frame-mask", "memories")
@@ -23,8 +25,8 @@ def train(
     part: Annotated[
         str,
         typer.Argument(
-            help="What to train: vae, clip, text, image, judge, base, enhancer, memories, cam, apm, conc-cond, "
-            "add-cond, append, cam+frame-mask or a plugin's."
+            help="What to train: vae, clip, text, image, judge, base, transformer, enhancer, memories, cam, apm, "
+            "conc-cond, add-cond, append, cam+frame-mask or a plugin's."
         ),
     ],
     work: Annotated[Path, typer.Option(help="Model directory that grows part by part; training resumes from it.")],
@@ -41,6 +43,13 @@ def train(
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     toy: Annotated[bool, typer.Option("--toy", help="Toy sizes, to rehearse.")] = False,
     dataset: Annotated[str, typer.Option(help="Captioned clips to train on.")] = "procedural-world",
+    begin: Annotated[
+        Path | None,
+        typer.Option(
+            help="For base, enhancer, judge, transformer, cam, apm and memories: a model directory whose weights they "
+            "begin from."
+        ),
+    ] = None,
     image_encoder: Annotated[
         str | None,
         typer.Option(
@@ -82,10 +91,12 @@ def train(
         raise UserError(f"{part} has no choice of what it sees: leave --condition out, it is for {_listed(SHOWN)}")
     if distances and ours and part not in ATTENDING:
         raise UserError(f"{part} does not attend to frames: leave --distances out, it is for {_listed(ATTENDING)}")
+    if begin is not None and ours and part not in BEGINNING:
+        raise UserError(f"{part} begins from random weights: leave --begin out, it is for {_listed(BEGINNING)}")
     _check_work(part, work)
     options = TrainOptions(
         work=work, steps=steps, minutes=minutes, within=within, batch=batch, compile=compile,
-        checkpoint_gradients=checkpoint_gradients, device=device, toy=toy, dataset=dataset,
+        checkpoint_gradients=checkpoint_gradients, device=device, toy=toy, dataset=dataset, begin=begin,
         image_encoder=image_encoder, condition=condition, distances=distances,
     )  # fmt: skip
     found[part].load()(options)

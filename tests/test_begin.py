@@ -1,0 +1,187 @@
+"""Trainings that begin from trained weights in place of random ones, and the scale by which APM's gates learn."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import adapters.train
+from adapters.apm import new_apm
+from adapters.cam import new_cam
+from adapters.gate_scale import context_spread
+from adapters.recipe import memories_recipe
+from adapters.train import train, train_apm, train_cam, train_memories
+from backends.embedded import train_base as base
+from backends.embedded import train_judge as judging
+from backends.embedded.config import build_base, build_enhancer
+from backends.embedded.judge import Judge, JudgeConfig
+from backends.embedded.train_unet import begin
+from backends.embedded_opensora.train import train_transformer
+from streaming.cli.train import train as command_line
+from streaming.errors import UserError
+from streaming.keys import Key, initial_weights
+from streaming.training import BEGUN_RATE, Recipe, TrainOptions, fit
+from tests.adapter_toys import ToyClips, toy_model, unzero
+
+
+def options(work: Path, **changes) -> TrainOptions:
+    return TrainOptions(work=work, device="cpu", toy=True, **changes)
+
+
+def rates(work: Path, *, begin: Path | None = None, begun: bool = False, **changes) -> list[float]:
+    """Learning rates that a training of four steps logs, from where it was."""
+    line = torch.nn.Linear(1, 1)
+    line.forward = lambda x: {"loss": line.weight.square().sum() + line.bias.square().sum()}
+    recipe = Recipe(steps=4, batch=1, learning_rate=1e-2, warmup=1, log_every=1)
+    log = work / "logs" / "line.jsonl"
+    before = len(log.read_text().splitlines()) if log.exists() else 0
+    told = options(work, begin=begin, **changes)
+    fit("line", line, lambda *_: iter([0] * 9), recipe, told, export=lambda: None, begun=begun)
+    return [json.loads(text)["learning_rate"] for text in log.read_text().splitlines()[before:]]
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("then", [False, True])
+def test_a_begun_training_keeps_its_smaller_rate(tmp_path: Path, first: bool, then: bool) -> None:
+    """Also when it is gone on with, with or without `--begin`."""
+    whole = rates(tmp_path / "whole")
+    start = rates(tmp_path / "parts", begin=tmp_path if first else None, begun=first, minutes=1e-9)
+    rest = rates(tmp_path / "parts", begin=tmp_path if then else None)
+    factor = BEGUN_RATE if first else 1.0
+    assert start + rest == pytest.approx([factor * rate for rate in whole]) and len(start) == 1
+
+
+def test_a_training_that_took_nothing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="line begins from random weights: leave --begin out"):
+        rates(tmp_path, begin=tmp_path)
+
+
+def test_a_folder_without_the_part(tmp_path: Path) -> None:
+    asked = options(tmp_path, begin=tmp_path)
+    with pytest.raises(UserError, match="--begin .* has no unet: name a model directory that has, or leave it out"):
+        asked.begun("unet", "base")
+    assert options(tmp_path).begun("unet", "base") is None
+    asked.state("base").parent.mkdir()
+    asked.state("base").touch()
+    assert asked.begun("unet", "base") is None  # it goes on from its state
+
+
+def test_a_unet_begins_where_another_ended(tmp_path: Path) -> None:
+    with initial_weights(1):
+        first = build_base(32, toy=True)
+    first.save_pretrained(tmp_path / "unet")
+    with initial_weights(2):
+        second = build_base(32, toy=True)
+    begin(second, None)
+    assert not torch.equal(first.conv_in.weight, second.conv_in.weight)
+    begin(second, tmp_path / "unet")
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    with pytest.raises(UserError, match="has other sizes than the one to be trained: leave --begin out"):
+        begin(build_enhancer(48, toy=True), tmp_path / "unet")
+
+
+def test_base_and_judge_begin_from_a_folder(tmp_path: Path) -> None:
+    from backends.embedded.train_clip import train_clip
+    from backends.embedded.train_vae import train_vae
+
+    small = {"batch": 2, "steps": 2}
+    for each in (train_vae, train_clip, judging.train_judge, base.train_base):
+        each(options(tmp_path / "a", **small))
+    before = load_file(tmp_path / "a" / "unet" / "diffusion_pytorch_model.safetensors")
+    judged = load_file(tmp_path / "a" / "judge" / "model.safetensors")
+    for path in ("vae", "text_encoder", "tokenizer"):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        (tmp_path / "b" / path).symlink_to(tmp_path / "a" / path)
+    for each in (judging.train_judge, base.train_base):
+        each(options(tmp_path / "b", begin=tmp_path / "a", **small))
+    after = load_file(tmp_path / "b" / "unet" / "diffusion_pytorch_model.safetensors")
+    moved = [(before[name].float() - after[name].float()).abs().max() for name in before]
+    assert 0 < max(moved) < 0.02  # far less than two draws of random weights differ by
+    moved = load_file(tmp_path / "b" / "judge" / "model.safetensors")
+    assert 0 < max((judged[name].float() - moved[name].float()).abs().max() for name in judged) < 0.05
+    Judge(JudgeConfig(attributes={"place": ("meadow", "moon")})).save(tmp_path / "c" / "judge")
+    with pytest.raises(UserError, match="is asked for other attributes, or of other sizes: leave --begin out"):
+        judging.train_judge(options(tmp_path / "d", begin=tmp_path / "c", **small))
+
+
+def test_a_transformer_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    from backends.embedded_opensora import packaged_weights
+
+    with pytest.raises(UserError, match="the transformer in .* has other sizes than the one to be trained"):
+        train_transformer(options(tmp_path / "work", begin=packaged_weights(), steps=1, batch=2))
+
+
+def test_memories_begin_from_a_folder_with_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters.train, "open_model", lambda work: toy_model(tmp_path))
+    monkeypatch.setattr(adapters.train, "load", lambda group, name: ToyClips)
+    with initial_weights(5):
+        told = new_cam(toy_model(), condition="latents", distances=True)
+    told.save(tmp_path / "from" / "cam")
+    with initial_weights(6):
+        unzero(new_apm(toy_model())).save(tmp_path / "from" / "apm")
+    for command, name in ((train_cam, "cam"), (train_memories, "memories")):
+        assert command(options(tmp_path / name, begin=tmp_path / "from", steps=2)).finished
+        config = json.loads((tmp_path / name / "cam" / "config.json").read_text())
+        assert config["condition"] == "latents" and config["distances"]
+        for part in ("cam", "apm")[: 1 + (name == "memories")]:
+            weights, begun = (load_file(tmp_path / each / part / "model.safetensors") for each in (name, "from"))
+            assert 0 < max((weights[key].float() - begun[key].float()).abs().max() for key in begun) < 0.05
+    (tmp_path / "apm").mkdir()
+    shutil.copytree(tmp_path / "from" / "cam", tmp_path / "cam", dirs_exist_ok=True)
+    assert train_apm(options(tmp_path, begin=tmp_path / "from", steps=2)).finished
+    for changes, line in (
+        ({"condition": "pixels"}, "is shown latents: leave --condition pixels out, or --begin"),
+        ({"distances": True}, "knows no distances: leave --distances out, or --begin"),
+    ):
+        new_cam(toy_model(), condition="latents").save(tmp_path / "plain" / "cam")
+        with pytest.raises(UserError, match=line):
+            train_cam(options(tmp_path / "other", begin=tmp_path / "plain", **changes))
+
+
+def test_apm_s_training_scales_and_turns_its_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy_model()
+    with initial_weights(0):
+        short, long = new_cam(model), unzero(new_apm(model))
+    with torch.no_grad():
+        for mixer in long.mixers:
+            mixer.alpha.fill_(-1.0)
+    given = {}
+
+    def spy(*args, **more):
+        given.update(more)
+        return fit(*args, **more)
+
+    monkeypatch.setattr(adapters.train, "fit", spy)
+    recipe = replace(memories_recipe(toy=True), gate_rate=7.0)
+    train("t", model, short.requires_grad_(False), long, recipe, options(tmp_path), lambda: None, dataset=ToyClips())
+    caption = ToyClips().prompts(1, Key(recipe.loop.seed).fold("spread").generator())
+    gate = long.mixers[0].alpha
+    factors = [factor for values, factor in given["groups"] if any(value is gate for value in values)]
+    assert factors == [pytest.approx(7.0 * context_spread(model, caption))]
+    assert all(mixer.alpha > 0.2 for mixer in long.mixers)
+    frozen = unzero(new_apm(model)).requires_grad_(False)
+    frozen.mixers[0].alpha.fill_(-1.0)
+    frozen.open_upwards()
+    assert frozen.mixers[0].alpha == -1
+
+
+@pytest.mark.parametrize("part", ["vae", "clip", "text", "image", "append", "conc-cond"])
+def test_parts_that_begin_from_random_weights(tmp_path: Path, part: str) -> None:
+    with pytest.raises(UserError, match=f"{part} begins from random weights: leave --begin out, it is for base, "):
+        command_line(part, tmp_path / "work", begin=tmp_path)
+    assert not (tmp_path / "work").exists()
+
+
+def test_gates_learn_in_proportion_to_the_text() -> None:
+    model = toy_model()
+    texts = ["one", "another caption"]
+    spread = context_spread(model, texts)
+    assert spread == pytest.approx(model.text(texts).tokens.std().item(), rel=1e-5)
+
+    quiet = model.text.forward
+    model.text.forward = lambda prompts: replace(quiet(prompts), tokens=3 * quiet(prompts).tokens)
+    assert context_spread(model, texts) == pytest.approx(3 * spread, rel=1e-5)
