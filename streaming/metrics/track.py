@@ -24,6 +24,8 @@ COLOURS: Mapping[str, Colour] = MappingProxyType(
     }
 )  # fmt: skip
 """RGB in [0, 1] of the procedural world's objects before they are shaded."""
+SECOND_COLOURS: tuple[Colour, ...] = ((0.98, 0.98, 0.98), (0.10, 0.10, 0.13), (0.40, 0.90, 0.98), (0.60, 0.34, 0.15))
+"""Likewise those of their patterns."""
 SIDE = 64
 """Shorter side at which objects are looked for, pixels: that of the procedural world."""
 
@@ -33,6 +35,7 @@ SIDE = 64
 class ObjectTrack(Metric):
     """Position, size and colour of the object in videos of the procedural world, and its jumps.
 
+    Its place is the middle of what has its colour or its pattern's, which is told by the first frame with an object.
     A jump is the way from one frame to the next. Where the object has the colour of what is behind it (white on snow),
     it may be lost or something else be taken for it: read the figures beside `object_found` and over many videos.
     """
@@ -41,8 +44,9 @@ class ObjectTrack(Metric):
     """Where chunks begin; None: no jumps at borders."""
     colour: str | None = None
     """Its colour's name, if a prompt tells it; None: the likeliest one in the first frame but white."""
-    radii: tuple[float, ...] = (0.26, 0.32, 0.40)
-    """Radii that it may have, in halves of the frame's shorter side (the world's small, medium and big)."""
+    radii: tuple[float, ...] = (0.22, 0.26, 0.32, 0.40)
+    """Radii that it may have, in halves of the frame's shorter side (what a small star fills, then the world's small,
+    medium and big)."""
     least: float = 0.12
     """Score from which on something is the object: share of its colour inside less that around it."""
     share: float = 0.15
@@ -65,7 +69,9 @@ class ObjectTrack(Metric):
             "object_jump_departure": Number(
                 meaning="distance of the ratio of the object's ways from 1: |ln|", better="lower", frozen="absent"
             ),
-            "object_size": Number(meaning="diameter of a disc as large as what has the object's colour", unit="pixels"),
+            "object_size": Number(
+                meaning="diameter of a disc as large as what has the object's colours", unit="pixels"
+            ),
             "object_size_drift": Number(
                 meaning="change of the size from start to end, share of it", better="lower", frozen="absent"
             ),
@@ -86,6 +92,7 @@ class ObjectTrack(Metric):
 class _Meter(Meter):
     def __init__(self, metric: ObjectTrack) -> None:
         self._metric, self._palette = metric, None if metric.colour is None else COLOURS[metric.colour]
+        self._seconds: tuple[Colour | None, ...] = (None, *SECOND_COLOURS)  # those it may have
         self._frames, self._fresh = 0, False  # whether it was found in the last frame
         self._last: tuple[float, float] | None = None  # where it was found last
         self._border, self._inside = Moments(), Moments()
@@ -106,14 +113,20 @@ class _Meter(Meter):
             self._x.first = self._y.first = seen.index + 1
 
     def _find(self, picture: Float[Tensor, "3 rows cols"]) -> Found:
-        radii = self._metric.radii
+        radii, least = self._metric.radii, self._metric.least
         if self._palette is None:
-            coloured = {name: find(picture, rgb, radii, None) for name, rgb in COLOURS.items() if name != "white"}
+            coloured = {
+                name: find(picture, rgb, radii, None, self._seconds) for name, rgb in COLOURS.items() if name != "white"
+            }
             best = max(coloured, key=lambda name: coloured[name].score)
-            if coloured[best].score >= self._metric.least:
+            found = coloured[best]
+            if found.score >= least:
                 self._palette = COLOURS[best]
-            return coloured[best]
-        return find(picture, self._palette, radii, self._last)
+        else:
+            found = find(picture, self._palette, radii, self._last, self._seconds)
+        if found.score >= least:  # its look stays: a choice made anew in every frame would move its centre
+            self._seconds = (found.second,)
+        return found
 
     def _take(self, found: Found, scale: float, index: int) -> None:
         """The object is at a new place."""
