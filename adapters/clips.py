@@ -159,7 +159,7 @@ class ClipBatches:
         if "subject" not in clips:
             return torch.ones_like(clips["latents"][:, 0]).float()
         share = clips["subject"].float()
-        return subject_weight(share, self.diffusion.levels(time)[0], self.recipe.subject)[:, 0]
+        return subject_weight(share, *self.diffusion.levels(time), self.recipe.subject)[:, 0]
 
     def _tail(self, clips: Samples, generator: torch.Generator) -> Tail:
         latents = self._imperfect(clips["latents"][:, :, : self.overlap].float(), generator)

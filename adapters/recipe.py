@@ -73,7 +73,7 @@ def memories_recipe(*, toy: bool = False) -> MemoryRecipe:
 
     As in `apm_recipe`, a third of the clips know the anchor alone; CAM learns from the others.
     """
-    return replace(_sized(Recipe(steps=2400, batch=96, learning_rate=6e-4), toy), forgetting=1 / 3)
+    return replace(_sized(Recipe(steps=2400, batch=96, learning_rate=1e-3), toy), forgetting=1 / 3)
 
 
 def _sized(loop: Recipe, toy: bool) -> MemoryRecipe:

@@ -25,6 +25,7 @@ from streaming.frame_mask import FrameMask
 from streaming.keys import Key, initial_weights
 from streaming.memory import NoShortTerm, Tail
 from streaming.noising import Diffusion
+from streaming.subject_weight import SEEN
 from streaming.train_state import read_state
 from streaming.training import Recipe, Result, TrainOptions
 from tests.adapter_toys import CHANNELS, DEPTH, SIZE, TOKENS, WINDOW, ToyClips, toy_model, unzero
@@ -65,6 +66,18 @@ def test_targets_lead_back_to_the_clean_latents(kind):
 def test_times_cover_the_schedule_evenly():
     times = Diffusion(DDIMScheduler()).times(100, torch.Generator().manual_seed(0))
     assert times.dtype == torch.float32 and ((times // 10).long() == torch.arange(100)).all()
+
+
+@given(st.floats(0.25, 8), st.integers(1, 200), st.integers(0, 9))
+def test_shifted_times(shift: float, n: int, seed: int):
+    """Shifting keeps order and ends, and one of `shift` and its inverse undoes the other."""
+    flow, generator = Diffusion(FlowMatchEulerDiscreteScheduler()), torch.Generator()
+    plain, moved = (flow.times(n, generator.manual_seed(seed), shift=each) / 1000 for each in (1.0, shift))
+    assert ((moved >= plain - 1e-6) if shift >= 1 else (moved <= plain + 1e-6)).all() and moved.max() <= 1
+    assert moved.diff().min() > 0 if n > 1 else True
+    torch.testing.assert_close(moved / (shift + (1 - shift) * moved), plain, atol=1e-4, rtol=1e-3)
+    whole = Diffusion(DDIMScheduler()).times(n, generator.manual_seed(seed), shift=shift)
+    assert torch.equal(whole, whole.floor()) and 0 <= whole.min() and whole.max() <= 999
 
 
 def test_times_of_a_flow_are_not_rounded():
@@ -142,9 +155,10 @@ def test_the_subject_s_cells_count_more():
             (ToyClips(), recipe),
         )
     ]
-    signal = Diffusion(toy_model().scheduler).levels(made[0].time)[0].view(-1, 1, 1)
+    signal, noise = (v.view(-1, 1, 1) for v in Diffusion(toy_model().scheduler).levels(made[0].time))
+    seen = signal**2 / (signal**2 + SEEN * noise**2)
     half, expected = WINDOW.frames // 2, torch.ones(8, WINDOW.frames, 4, 4)
-    expected[:, half:, :2, :2] = (1 + 4 * 0.2 * 4 * signal.square()).unsqueeze(1)
+    expected[:, half:, :2, :2] = (1 + 4 * 0.2 * 4 * seen).unsqueeze(1)
     torch.testing.assert_close(made[0].focus, expected, rtol=1e-3, atol=1e-3)
     assert (made[1].focus == 1).all() and (made[2].focus == 1).all()
     assert torch.equal(made[0].noisy, made[1].noisy)

@@ -30,7 +30,7 @@ from streaming.keys import Key
 from streaming.noising import Diffusion
 from streaming.registry import open_enhancer
 from streaming.sample import Sampler, Step
-from streaming.subject_weight import SUBJECT
+from streaming.subject_weight import SEEN, SUBJECT
 from streaming.training import TrainOptions
 
 CPU = torch.device("cpu")
@@ -188,9 +188,9 @@ def test_the_objects_cells_count_more() -> None:
     diffusion, pool = Diffusion(build_scheduler()), drawn(50)
     pool["object"][:, :, 1] = 1.0
     batch = enhancer.shifted_batch(pool, torch.zeros(1, 3, 4), diffusion, torch.Generator().manual_seed(0))
-    signal = diffusion.levels(batch["time"])[0].flatten()
+    signal, noise = (level.flatten() for level in diffusion.levels(batch["time"]))
     ratios = (batch["weight"][:, :, 1] / batch["weight"][:, :, 0]).mean(dim=(1, 2, 3))
-    torch.testing.assert_close(ratios, 1 + (SUBJECT - 1) * signal**2)
+    torch.testing.assert_close(ratios, 1 + (SUBJECT - 1) * signal**2 / (signal**2 + SEEN * noise**2))
 
 
 def test_a_pair_is_a_fine_video_and_a_small_one_that_the_base_model_remade_enlarged() -> None:

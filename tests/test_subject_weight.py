@@ -4,14 +4,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.subject_weight import FULL, SUBJECT, subject_weight
+from streaming.subject_weight import FULL, SEEN, SUBJECT, subject_weight
 
 SHARES = st.floats(0, 1)
 
 
 def weight(share: float, signal: float, most: float = SUBJECT) -> float:
     cell = torch.ones(1, 1, 1, 1, 1)
-    return float(subject_weight(share * cell, signal * cell, most))
+    """Signal and noise keep the variance."""
+    return float(subject_weight(share * cell, signal * cell, (1 - signal**2) ** 0.5 * cell, most))
 
 
 @given(share=SHARES, signal=SHARES, most=st.floats(1, 10))
@@ -22,7 +23,14 @@ def test_between_one_and_most(share: float, signal: float, most: float) -> None:
 
 @given(share=st.floats(FULL, 1), signal=SHARES)
 def test_a_quarter_of_a_cell_is_all_of_it(share: float, signal: float) -> None:
-    assert abs(weight(share, signal) - (1 + (SUBJECT - 1) * signal**2)) < 1e-5
+    seen = signal**2 / (signal**2 + SEEN * (1 - signal**2))
+    assert abs(weight(share, signal) - (1 + (SUBJECT - 1) * seen)) < 1e-5
+
+
+def test_half_of_it_at_the_ratio_where_a_subject_is_seen() -> None:
+    cell = torch.ones(1, 1, 1, 1, 1)
+    assert abs(float(subject_weight(cell, SEEN**0.5 * cell, cell)) - (1 + SUBJECT) / 2) < 1e-6
+    assert weight(1, 0.9) > 0.98 * SUBJECT and weight(1, 0.05) < 1.3
 
 
 @given(shares=st.tuples(SHARES, SHARES), signals=st.tuples(SHARES, SHARES))
@@ -34,5 +42,6 @@ def test_more_subject_and_less_noise_never_count_less(
 
 
 def test_rows_have_their_own_signal() -> None:
-    made = subject_weight(torch.ones(2, 1, 3, 2, 2), torch.tensor([0.5, 1.0]).view(2, 1, 1, 1, 1), 3.0)
-    assert made.shape == (2, 1, 3, 2, 2) and (made[0] == 1.5).all() and (made[1] == 3).all()
+    signal, noise = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).view(2, 2, 1, 1, 1, 1)
+    made = subject_weight(torch.ones(2, 1, 3, 2, 2), signal, noise, 3.0)
+    assert made.shape == (2, 1, 3, 2, 2) and (made[0] == 1).all() and (made[1] == 3).all()

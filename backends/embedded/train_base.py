@@ -27,6 +27,8 @@ from streaming.subject_weight import subject_weight
 from streaming.training import Recipe, TrainOptions
 
 RECIPE = Recipe(steps=6250, batch=256, learning_rate=8e-4, warmup=200, weight_decay=0.01, ema=0.999, log_every=25)
+SHIFT = 2.0
+"""Of times towards noise: an object's pattern is decided above time 600, where without it 4 of 10 clips would lie."""
 TOY = Recipe(steps=60, batch=4, learning_rate=2e-3, warmup=10, ema=0.9, log_every=10)
 
 
@@ -67,13 +69,13 @@ def noised_batch(drawn: Mapping[str, Tensor], empty: Empty, diffusion: Diffusion
     clean = drawn["latents"].float()
     text = some_text(drawn["text"], empty, generator)
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-    time = diffusion.times(len(clean), generator)
+    time = diffusion.times(len(clean), generator, shift=SHIFT)
     return {
         "noisy": diffusion.noised(clean, noise, time),
         "target": diffusion.target(clean, noise, time),
         "text": text,
         "time": time,
-        "weight": subject_weight(drawn["object"].float(), diffusion.levels(time)[0]),
+        "weight": subject_weight(drawn["object"].float(), *diffusion.levels(time)),
     }
 
 

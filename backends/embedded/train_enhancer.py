@@ -159,7 +159,7 @@ def shifted_batch(drawn: Mapping[str, Tensor], empty: Empty, diffusion: Diffusio
         "target": diffusion.target(fine, noise, time),
         "text": text,
         "time": time,
-        "weight": (now[1] / begin[1]).square() * subject_weight(drawn["object"].float(), now[0]),
+        "weight": (now[1] / begin[1]).square() * subject_weight(drawn["object"].float(), *now),
     }
 
 
