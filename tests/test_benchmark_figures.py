@@ -34,6 +34,7 @@ from benchmarks.hidden import kept, with_another_pattern
 from benchmarks.intervals import mean, ratio, share
 from benchmarks.judged import Referee
 from benchmarks.long_videos import describe, summary
+from benchmarks.looks import right, same_in_halves
 from benchmarks.measures import Job, jumps, look, measured
 from benchmarks.over_time import BOUNDS, collapse, draw, draw_sheet
 from streaming.keys import Key
@@ -91,6 +92,40 @@ def test_a_ratio_is_of_sums_and_skips_what_is_missing() -> None:
     spread = ratio([[float(i)] for i in range(200)], [[100.0]] * 200, Key(0))
     reach = 1.96 * (200 / math.sqrt(12)) / math.sqrt(200) / 100
     assert spread.high - spread.value == pytest.approx(reach, rel=0.1)
+
+
+# -- looks ---------------------------------------------------------------------------------------------------------
+
+
+def by_brightness() -> Referee:
+    """A judge whose answer to everything is whether a clip's first frame is brighter than its mean."""
+    seen = referee(outline=0.5)
+
+    def classify(frames: torch.Tensor) -> dict[str, torch.Tensor]:
+        answer = (frames[:, 0].mean((1, 2, 3)) > frames.mean((1, 2, 3, 4)) + 1e-4).long()
+        return dict.fromkeys(seen.judge.config.attributes, answer)
+
+    seen.judge.classify = classify
+    return seen
+
+
+def test_halves_are_played_back_and_forth() -> None:
+    """The first from its end, the last from its beginning: what they share is what meets in the middle."""
+    ramp = torch.linspace(0, 255, 16).to(torch.uint8)[:, None, None, None].expand(16, 3, 64, 64)
+    there_and_back = torch.cat((ramp[:8], ramp[:8].flip(0)))
+    shares = same_in_halves(torch.stack((ramp, there_and_back)), by_brightness())
+    assert {name: told.value for name, told in shares.items()} == {"pattern": 0.5, "second_colour": 0.5}
+    shares = same_in_halves(torch.stack((there_and_back,) * 3), referee())
+    assert set(shares) == set(HIDDEN_ATTRIBUTES) and all(told.value == 1 for told in shares.values())
+
+
+def test_right_looks() -> None:
+    fading = torch.linspace(255, 0, 16).to(torch.uint8)[:, None, None, None].expand(16, 3, 64, 64)
+    scenes = sample_scenes(3, Key(0).generator())
+    scenes = replace(scenes, pattern=torch.tensor([1, 1, 0]), second_colour=torch.tensor([1, 0, 0]))
+    shares = right(fading.expand(3, -1, -1, -1, -1), scenes, by_brightness(), ("pattern", "second_colour", "outline"))
+    told = {name: (told.value, told.count) for name, told in shares.items()}
+    assert told == {"pattern": (pytest.approx(2 / 3), 3), "second_colour": (pytest.approx(1 / 3), 3)}
 
 
 # -- prompts and the judge -----------------------------------------------------------------------------------------
