@@ -14,14 +14,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from adapters.add_cond import new_add_cond
-from adapters.apm import new_apm
+from adapters.apm import APM, new_apm
+from adapters.apm import KIND as APM_KIND
 from adapters.append import new_append
-from adapters.cam import cam, new_cam
+from adapters.cam import CAM, cam, new_cam
+from adapters.cam import KIND as CAM_KIND
 from adapters.clips import Batch, ClipBatches
 from adapters.conc_cond import new_conc_cond
 from adapters.gate_scale import context_spread
 from adapters.recipe import MemoryRecipe, apm_recipe, cam_recipe, memories_recipe
-from adapters.store import CONFIG, load_weights, read_about
+from adapters.store import CONFIG, check_sites, load_weights, read_about, read_config
 from streaming.backbone import Backbone, Call, FeatureEncoder, Guided
 from streaming.datasets import ClipDataset
 from streaming.errors import UserError
@@ -31,9 +33,11 @@ from streaming.memory import ShortTermMemory
 from streaming.model import Model
 from streaming.registry import load, open_model, with_image_encoder
 from streaming.sites import Delta, Deltas, combine
-from streaming.training import Result, TrainOptions, fit
+from streaming.training import Result, TrainOptions, fit, training_device
 
 DATASETS = "streaming.datasets"
+CAPTIONS = 4
+"""Whose text the gates' learning rate is measured by; short ones spread less than long ones."""
 
 
 @runtime_checkable
@@ -270,8 +274,9 @@ def train(
     batches = ClipBatches(model, clips, recipe, batch=options.batch or recipe.loop.batch, name=like or name)
     gated = isinstance(long, Gated)
     if gated:
-        caption = clips.prompts(1, Key(recipe.loop.seed).fold("spread").generator())
-        recipe = replace(recipe, gate_rate=recipe.gate_rate * context_spread(model, caption, options.device))
+        captions = clips.prompts(CAPTIONS, Key(recipe.loop.seed).fold("spread").generator())
+        spread = context_spread(model, captions, training_device(options))
+        recipe = replace(recipe, gate_rate=recipe.gate_rate * spread)
     objective = MemoryObjective(model.backbone, short, long)
     return fit(
         name,
@@ -314,8 +319,9 @@ def _asked(recipe: MemoryRecipe, options: TrainOptions, name: str, folder: str |
     is damaged.
     """
     place = options.work / (folder or name)
-    goes_on = (options.work / "state" / f"{name}.safetensors").exists() and (place / CONFIG).exists()
-    source = place if goes_on else options.begun("cam", name) if name in ("cam", "memories") else None
+    goes_on = options.state(name).exists() and (place / CONFIG).exists()
+    source = options.begun("cam", name) if name in ("cam", "memories") else None  # None where a state says how to go on
+    source = place if goes_on else source
     begun = {} if source is None else read_about(source)
     if source is not None and not goes_on:
         _check_alike(source, begun, options)
@@ -326,15 +332,20 @@ def _asked(recipe: MemoryRecipe, options: TrainOptions, name: str, folder: str |
 def _check_alike(folder: Path, begun: Mapping[str, Any], options: TrainOptions) -> None:
     """Raises UserError for options that another CAM would need than the one to begin from."""
     sees = begun.get("condition")
-    if options.condition is not None and options.condition != sees:
+    if options.condition is not None and sees not in (None, options.condition):  # None: damaged, as is said later
         raise UserError(f"the CAM in {folder} is shown {sees}: leave --condition {options.condition} out, or --begin")
     if options.distances and not begun.get("distances", False):
         raise UserError(f"the CAM in {folder} knows no distances: leave --distances out, or --begin")
 
 
-def _begin(memory: nn.Module, folder: Path | None) -> bool:
-    """Fill a memory with the weights in a folder; whether there is one."""
+def _begin(memory: CAM | APM, folder: Path | None) -> bool:
+    """Fill a memory with the weights in a folder; whether there is one.
+
+    Raises UserError if they are of another base model or another kind of memory.
+    """
     if folder is not None:
+        saved = read_config(folder, APM_KIND if isinstance(memory, APM) else CAM_KIND, type(memory.config))
+        check_sites(folder, saved.sites, memory.config.sites)
         load_weights(folder, memory)
     return folder is not None
 

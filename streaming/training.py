@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -192,6 +193,20 @@ def learning_rate(recipe: Recipe, step: int, steps: int, restarted: int | None =
     return rate if restarted is None else rate * min(1.0, (step - restarted + 1) / RESTART_WARMUP)
 
 
+def training_device(options: TrainOptions) -> torch.device:
+    """Where this process trains: the CPU, or its own of the GPUs (which `accelerate launch` numbers by LOCAL_RANK).
+
+    Raises UserError if a GPU is asked for and none is there.
+    """
+    if options.device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if options.device == "cuda":
+        raise UserError("--device cuda: no CUDA device is to be seen; leave --device out to train on the CPU")
+    return torch.device("cpu")
+
+
 @final
 class _Session:
     """One call of `fit`: the loop, its clock, its log."""
@@ -345,9 +360,7 @@ def _accelerator(recipe: Recipe, options: TrainOptions) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
-    cuda = torch.cuda.is_available() and options.device != "cpu"
-    if options.device == "cuda" and not cuda:
-        raise UserError("--device cuda: no CUDA device is to be seen; leave --device out to train on the CPU")
+    cuda = training_device(options).type == "cuda"
     if cuda:
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

@@ -1,10 +1,11 @@
 """Sizes of the embedded tiny model: one function a part, with a toy variant for rehearsals; and how parts are saved."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from streaming.backbone import Window
 from streaming.errors import UserError
@@ -171,6 +172,17 @@ def build_scheduler() -> "DDIMScheduler":
         clip_sample=False,
         set_alpha_to_one=True,
     )
+
+
+def begin_with(model: nn.Module, weights: Mapping[str, Tensor], otherwise: str) -> None:
+    """Fill a model that is to be trained with another's weights. Raises UserError if they are of other sizes.
+
+    otherwise: what then is wrong, as in "the U-Net in DIR has other sizes".
+    """
+    sizes, wanted = ({name: value.shape for name, value in each.items()} for each in (weights, model.state_dict()))
+    if sizes != wanted:
+        raise UserError(f"{otherwise}: leave --begin out")
+    model.load_state_dict(weights)
 
 
 def without_dropout(model: nn.Module) -> nn.Module:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from backends.embedded.tokenizer import UNKNOWN, token_numbers
@@ -104,19 +104,24 @@ def decode(
 @torch.no_grad()
 def text_states(tokenizer: Any, encoder: Any, lines: Sequence[str]) -> Float[Tensor, "lines tokens depth"]:
     """What the U-Net reads of captions: the text encoder's last states, padding included."""
-    numbers = token_numbers(tokenizer, lines).to(encoder.device)
+    numbers = caption_numbers(tokenizer, lines).to(encoder.device)
     return encoder(numbers).last_hidden_state.float()
 
 
-def check_words(tokenizer: Any, lines: Sequence[str]) -> None:
-    """Raises UserError if captions have words that the tokenizer, made for another version of the world, lacks."""
-    if (token_numbers(tokenizer, lines) == UNKNOWN).any():
+def caption_numbers(tokenizer: Any, lines: Sequence[str]) -> Int[Tensor, "lines tokens"]:
+    """Padded token numbers of captions, on the CPU.
+
+    Raises UserError if captions have words that the tokenizer, made for another version of the world, lacks.
+    """
+    numbers = token_numbers(tokenizer, lines)
+    if (numbers == UNKNOWN).any():
         known = tokenizer.get_vocab()
         words = sorted({word for line in lines for word in line.replace(",", " ").split()} - set(known))
         raise UserError(
-            f"the tokenizer does not know words of today's captions ({', '.join(words)}): train clip and text again "
-            "in a new --work"
+            f"the tokenizer in this --work does not know words of today's captions ({', '.join(words)}): begin in a "
+            "new --work"
         )
+    return numbers
 
 
 def two_captions(
@@ -125,7 +130,6 @@ def two_captions(
     """The states of two captions of each scene."""
     on_cpu = scenes.to("cpu")
     lines = captions(on_cpu, generator) + captions(on_cpu, generator)
-    check_words(tokenizer, lines)
     return text_states(tokenizer, encoder, lines).unflatten(0, (2, len(scenes))).transpose(0, 1)
 
 

@@ -15,9 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from backends.embedded.config import MEAN, SIZE, STD, save_half, trained
-from backends.embedded.pool import check_options, freeze, random_start, world_pool
+from backends.embedded.pool import caption_numbers, check_options, freeze, random_start, world_pool
 from backends.embedded.report import report
-from backends.embedded.tokenizer import token_numbers
 from backends.embedded.train_clip import LATER_SECONDS, codes, contrast, save_preprocessor
 from backends.world import ATTRIBUTES, HIDDEN_ATTRIBUTES, captions, render, sample_scenes
 from backends.world.scene import Scenes
@@ -122,7 +121,7 @@ def _slices(tokenizer: Any) -> Callable[[Scenes, torch.Generator], Samples]:
         return {
             "frames": render(scenes, frames=1, start=start, size=SIZE)[:, 0],
             "later": render(scenes, frames=1, start=later, size=SIZE)[:, 0],
-            "tokens": token_numbers(tokenizer, captions(scenes.to("cpu"), generator)).to(device),
+            "tokens": caption_numbers(tokenizer, captions(scenes.to("cpu"), generator)).to(device),
             "look": codes(scenes)["look"],
             **looks(scenes),
         }

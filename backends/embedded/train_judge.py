@@ -16,14 +16,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from backends.embedded.config import FRAMES, SIZE
+from backends.embedded.config import FRAMES, SIZE, begin_with
 from backends.embedded.judge import Judge, JudgeConfig
 from backends.embedded.pool import FPS, check_options, decode, encode, freeze, random_start, world_pool
 from backends.embedded.report import report
 from backends.world import render, sample_scenes
 from backends.world.scene import ATTRIBUTES, HIDDEN_ATTRIBUTES, PLAIN, Scenes, Split
 from streaming.datasets import Samples, device_generator, draw, half_precision
-from streaming.errors import UserError
 from streaming.folders import save_folder
 from streaming.keys import Key, initial_weights
 from streaming.training import Recipe, TrainOptions, fit
@@ -97,11 +96,8 @@ def train_judge(options: TrainOptions) -> None:
 
 def _begin(judge: Judge, folder: Path) -> None:
     """Raises UserError if the judge there is damaged, of other sizes or asked for other numbers of words."""
-    weights = Judge.load(folder).state_dict()
-    sizes, wanted = ({name: value.shape for name, value in each.items()} for each in (weights, judge.state_dict()))
-    if sizes != wanted:
-        raise UserError(f"the judge in {folder} is asked for other attributes, or of other sizes: leave --begin out")
-    judge.load_state_dict(weights)
+    otherwise = f"the judge in {folder} is asked for other attributes, or of other sizes"
+    begin_with(judge, Judge.load(folder).state_dict(), otherwise)
 
 
 @torch.no_grad()

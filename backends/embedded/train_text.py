@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from backends.embedded.config import save_half, trained
-from backends.embedded.pool import check_options
+from backends.embedded.pool import caption_numbers, check_options
 from backends.embedded.report import report
 from backends.embedded.tokenizer import EOS, token_numbers
 from backends.embedded.train_clip import EMPTY_SHARE
@@ -84,7 +84,8 @@ def said(lines: Sequence[str]) -> dict[str, Int[Tensor, " captions"]]:
     return {name: torch.tensor([row.get(name, len(words)) for row in rows]) for name, words in TOLD.items()}
 
 
-_LOOK = re.compile(r" with (?:(?:a )?(\w+) (core|halves|band|quarters)(?: and )?)?(?:a (dark|light) edge)?")
+_PATTERNS, _OUTLINES = ("|".join(HIDDEN_ATTRIBUTES[name]) for name in ("pattern", "outline"))
+_LOOK = re.compile(rf" with (?:(?:a )?(\w+) ({_PATTERNS})(?: and )?)?(?:a ({_OUTLINES}) edge)?")
 
 
 def _said(words: list[str]) -> dict[str, int]:
@@ -134,7 +135,7 @@ def drawn(tokenizer: Any, n: int, key: Key, device: torch.device) -> dict[str, T
     lines, plain = (captions(scenes, key.fold("wording").generator(), looks=looks) for looks in (True, False))
     empty = (torch.rand(n, generator=key.fold("empty").generator()) < EMPTY_SHARE).tolist()
     lines, plain = (["" if gone else line for line, gone in zip(each, empty, strict=True)] for each in (lines, plain))
-    numbers = {"tokens": token_numbers(tokenizer, lines), "plain": token_numbers(tokenizer, plain)}
+    numbers = {"tokens": caption_numbers(tokenizer, lines), "plain": caption_numbers(tokenizer, plain)}
     return {name: value.to(device) for name, value in {**numbers, **said(lines)}.items()}
 
 

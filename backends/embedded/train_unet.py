@@ -10,13 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from backends.diffusers_attention import shorten_attention
-from backends.embedded.config import build_defaults, build_scheduler, save_half, trained, without_dropout
+from backends.embedded.config import begin_with, build_defaults, build_scheduler, save_half, trained, without_dropout
 from backends.embedded.pool import check_options, freeze, text_states, world_pool
 from backends.modelscope_folder import load_part
 from backends.modelscope_settings import save_defaults
 from backends.world.scene import Scenes
 from streaming.datasets import Samples, device_generator, draw
-from streaming.errors import UserError
 from streaming.folders import save_folder
 from streaming.keys import Key, initial_weights
 from streaming.noising import Diffusion
@@ -145,11 +144,8 @@ def begin(unet: Any, folder: Path | None) -> None:
     from diffusers import UNet3DConditionModel
 
     kinds = {"UNet3DConditionModel": UNet3DConditionModel}
-    weights = load_part(kinds, folder, torch.float32).state_dict()
-    sizes, wanted = ({name: value.shape for name, value in each.items()} for each in (weights, unet.state_dict()))
-    if sizes != wanted:
-        raise UserError(f"the U-Net in {folder} has other sizes than the one to be trained: leave --begin out")
-    unet.load_state_dict(weights)
+    otherwise = f"the U-Net in {folder} has other sizes than the one to be trained"
+    begin_with(unet, load_part(kinds, folder, torch.float32).state_dict(), otherwise)
 
 
 def some_text(

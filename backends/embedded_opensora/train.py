@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from backends.embedded import packaged_weights as shared_weights
-from backends.embedded.config import FRAMES, OVERLAP, SIZE
+from backends.embedded.config import FRAMES, OVERLAP, SIZE, begin_with
 from backends.embedded.pool import check_options, freeze, latent_slices, text_states, world_pool
 from backends.embedded.report import judged_samples, report
 from backends.embedded_opensora import packaged_weights
@@ -31,7 +31,6 @@ from backends.opensora_stdit3 import STDiT3
 from streaming.backbone import Backbone, Call, Guided
 from streaming.codec import EncodedText
 from streaming.datasets import device_generator, draw, half_precision
-from streaming.errors import UserError
 from streaming.folders import save_folder
 from streaming.guidance import ClassifierFree
 from streaming.keys import Key, initial_weights
@@ -128,11 +127,8 @@ def train_transformer(options: TrainOptions) -> None:
 
 def _go_on(net: STDiT3, folder: Path) -> None:
     """Fill the transformer with the weights in a folder. Raises UserError if they are of other sizes."""
-    weights, _ = read_transformer(folder)
-    sizes, wanted = ({name: value.shape for name, value in each.items()} for each in (weights, net.state_dict()))
-    if sizes != wanted:
-        raise UserError(f"the transformer in {folder} has other sizes than the one to be trained: leave --begin out")
-    net.load_state_dict(weights)
+    otherwise = f"the transformer in {folder} has other sizes than the one to be trained"
+    begin_with(net, read_transformer(folder)[0], otherwise)
 
 
 def _complete(work: Path) -> None:

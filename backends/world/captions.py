@@ -6,17 +6,7 @@ and then: a model that has no words for a thing can hardly be told by a memory t
 
 import torch
 
-from backends.world.scene import (
-    ACTIONS,
-    CAMERAS,
-    COLOURS,
-    HIDDEN_ATTRIBUTES,
-    PLACES,
-    PLAIN,
-    SHAPES,
-    SIZES,
-    Scenes,
-)
+from backends.world.scene import ACTIONS, ATTRIBUTES, COLOURS, HIDDEN_ATTRIBUTES, PLACES, PLAIN, Scenes
 
 _SIZES = {"small": ("small", "little", "tiny"), "medium": ("medium",), "big": ("big", "large", "huge")}
 _SHAPES = {"ball": ("ball", "ball", "sphere"), "cube": ("cube", "cube", "box"), "star": ("star",),
@@ -91,7 +81,10 @@ def captions(scenes: Scenes, generator: torch.Generator, *, looks: bool = True) 
     """
     draws = torch.rand(len(scenes), _DRAWS, generator=generator).tolist()
     told = torch.rand(len(scenes), 2, generator=generator).tolist()
-    details = [_look(words, draw) if looks else "" for words, draw in zip(_looks(scenes), told, strict=True)]
+    details = [
+        _look(words, pattern=draw[0] < _LOOKS_TOLD, edge=draw[1] < _EDGES_TOLD) if looks else ""
+        for words, draw in zip(_looks(scenes), told, strict=True)
+    ]
     rows = zip(_words(scenes), draws, details, strict=True)
     return [_fitting(words, draw, detail) for words, draw, detail in rows]
 
@@ -111,7 +104,7 @@ def complete_captions(scenes: Scenes, *, looks: bool = False) -> list[str]:
     "a medium red ball rolls over a green meadow, the camera is static". looks: the pattern is named besides, as in "a
     medium red ball with a cyan band rolls over a green meadow, the camera is static".
     """
-    told = [_look(words, [0.0, 1.0]) if looks else "" for words in _looks(scenes)]
+    told = [_look(words, pattern=True, edge=False) if looks else "" for words in _looks(scenes)]
     return [_complete(words, look) for words, look in zip(_words(scenes), told, strict=True)]
 
 
@@ -121,9 +114,8 @@ _DRAWS = 12
 
 def _words(scenes: Scenes) -> list[_Words]:
     """The canonical word of every attribute, scene by scene."""
-    names = {"place": PLACES, "shape": SHAPES, "colour": COLOURS, "size": SIZES, "action": ACTIONS, "camera": CAMERAS}
-    columns = [[words[i] for i in scenes.attribute(name).tolist()] for name, words in names.items()]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    columns = [[words[i] for i in scenes.attribute(name).tolist()] for name, words in ATTRIBUTES.items()]
+    return [dict(zip(ATTRIBUTES, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _looks(scenes: Scenes) -> list[_Words]:
@@ -135,11 +127,11 @@ def _looks(scenes: Scenes) -> list[_Words]:
     return [dict(zip(HIDDEN_ATTRIBUTES, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _look(words: _Words, draw: list[float]) -> str:
+def _look(words: _Words, *, pattern: bool, edge: bool) -> str:
     told = []
-    if words["pattern"] and draw[0] < _LOOKS_TOLD:
+    if words["pattern"] and pattern:
         told.append(_PATTERNS[words["pattern"]].format(words["second_colour"]))
-    if draw[1] < _EDGES_TOLD:
+    if edge:
         told.append(f"a {words['outline']} edge")
     return f" with {' and '.join(told)}" if told else ""
 

@@ -45,7 +45,7 @@ class ProceduralWorld(ClipDataset):
         )
 
     def prompts(self, n: int, generator: torch.Generator) -> list[str]:
-        """Complete captions of scenes of the split "train": everything is named that a caption can name."""
+        """Complete captions of scenes of the split "train": everything is named that a caption can name but looks."""
         return complete_captions(sample_scenes(n, generator, split="train"))
 
     def openings(self, n: int, generator: torch.Generator) -> list[str]:

@@ -34,7 +34,7 @@ class ClipJudge(Described):
     @property
     @abstractmethod
     def hidden(self) -> tuple[str, ...]:
-        """Attributes that no prompt names, as far as it knows any."""
+        """Attributes that no prompt after the first chunk's names, as far as it knows any."""
 
     @abstractmethod
     def accuracy(self, device: torch.device) -> Mapping[str, float]:

@@ -23,7 +23,8 @@ MEANINGS = {
     "anchor_distance": "1 - cosine of the embeddings of a frame and the first one; apm and append are conditioned on "
     "the same encoder's embedding if --clip and the model share one, so it flatters them: see object_colour_drift",
     "anchor_distance_end": "the same over the last 15 % of the frames",
-    "pattern_kept": "share of videos whose end shows the pattern of their beginning, which no prompt names",
+    "pattern_kept": "share of videos whose end shows the pattern of their beginning, which no prompt "
+    "after the first chunk's names",
     "anchor_lpips": "LPIPS of a frame and the first one",
     "pattern_kept_chance": "share of the other videos whose end shows that pattern: what chance would keep",
     "object_colour_drift": "distance in RGB of the object's colours at start and end, levels",

@@ -176,7 +176,7 @@ def _told(source: Source, parts: Parts) -> dict[str, Plain]:
     return {
         **source.base,
         "prompts": list(sampled.prompts),
-        "openings": "the prompts" if sampled.openings is None else list(sampled.openings),
+        **({} if sampled.openings is None else {"openings": list(sampled.openings)}),
         "seeds": sampled.seeds,
         "frames": sampled.frames,
         "device": study.model.device.type,

@@ -168,6 +168,8 @@ def _openings(file: Path | None, dataset: str, count: int) -> tuple[str, ...]:
     told = load(DATASETS, dataset)().openings(count, _drawing())
     if told is None:
         raise UserError(f"--told-once: the dataset {dataset} does not know what prompts leave open: leave it out")
+    if len(told) != count:
+        raise UserError(f"--told-once: the dataset {dataset} gave {len(told)} openings for {count} prompts: mend it")
     return tuple(told)
 
 
@@ -203,8 +205,14 @@ def _study(
     if memories is not None and not memories.is_dir():
         raise UserError(f"--memories {memories} is no folder: name one with trained memories, or leave it out")
     note(f"loading {name} on {device}")
+    model = open_model(name, device=device, dtype=dtype)
+    if sampled.openings is not None:
+        try:
+            model.text(list(sampled.openings))
+        except UserError as error:
+            raise UserError(f"--told-once asks {name} for what it has no words for: {error}") from error
     return Study(
-        model=open_model(name, device=device, dtype=dtype), memories=memories, sampled=sampled,
+        model=model, memories=memories, sampled=sampled,
         measures=Measures(clip=clip, track=track, lpips=lpips), judge=asked, batch=batch, jobs=jobs,
         output=output, keep=keep,
     )  # fmt: skip

@@ -48,7 +48,7 @@ class ObjectTrack(Metric):
     """Radii that it may have, in halves of the frame's shorter side (what a small star fills, then the world's small,
     medium and big)."""
     least: float = 0.12
-    """Score from which on something is the object: share of its colour inside less that around it."""
+    """Score from which on something is the object: share of its colours inside less that around it."""
     share: float = 0.15
     """Of the frames in which it is found, at the start and at the end, that are compared for drift."""
 

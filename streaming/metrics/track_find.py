@@ -71,11 +71,13 @@ def find(
     for share in radii:
         radius = share * side / 2
         disc, kernel = _kernels(radius)
-        inside = functional.conv2d(main[None, None].float(), disc, padding=disc.shape[-1] // 2)[0, 0]
+        inside = None
+        if any(second is not None for second in seconds):
+            inside = functional.conv2d(main[None, None].float(), disc, padding=disc.shape[-1] // 2)[0, 0]
         scores = functional.conv2d(sets[:, None].float(), kernel, padding=kernel.shape[-1] // 2)[:, 0] - cost
         scores = scores - asked[:, None, None]
         for which, (scored, second) in enumerate(zip(scores, seconds, strict=True)):
-            allowed = scored if second is None else scored.where(inside >= MAIN, -math.inf)
+            allowed = scored if second is None or inside is None else scored.where(inside >= MAIN, -math.inf)
             top = int(allowed.argmax())
             best = max(best, (float(allowed.flatten()[top]), which, top % cols, top // cols, radius))
     score, which, x, y, radius = best
