@@ -28,7 +28,8 @@ from streaming.training import Recipe, TrainOptions
 
 RECIPE = Recipe(steps=6250, batch=256, learning_rate=8e-4, warmup=200, weight_decay=0.01, ema=0.999, log_every=25)
 SHIFT = 2.0
-"""Of times towards noise: an object's pattern is decided above time 600, where without it 4 of 10 clips would lie."""
+"""Of times towards noise: an object's pattern is decided above time 600, where without it 4 of 10 clips would lie.
+(Before, predictions from 48 noised clips lay .43 of the way to another pattern at time 800, .27 at 600, .13 at 400.)"""
 TOY = Recipe(steps=60, batch=4, learning_rate=2e-3, warmup=10, ema=0.9, log_every=10)
 
 
