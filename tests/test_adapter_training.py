@@ -485,7 +485,7 @@ def test_initial_weights_come_from_the_seed_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(adapters.train, "open_model", lambda work: toy_model(tmp_path))
     seen = []
 
-    def caught(name, model, short, *rest, **more):
+    def caught(name, model, short, long, recipe, told, export, *, begun):
         seen.append(short.state_dict())
         return Result(step=0, steps=0, losses={})
 

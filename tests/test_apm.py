@@ -249,5 +249,7 @@ def test_on_modelscope_s_unet():
     moved = backbone(call, memory.deltas(memory.remember(anchors(1)), call))
     assert not torch.allclose(moved, plain)
     moved.square().mean().backward()
+    # A convolution's bias is one number per text token, the same for all features: the norm over the features behind it
+    # takes it away, and its gradient is 0 but for rounding.
     learning = [each for each in memory.named_parameters() if not each[0].endswith("conv.bias")]
     assert not [name for name, value in learning if value.grad is None or not value.grad.any()]

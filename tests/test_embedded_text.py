@@ -28,6 +28,7 @@ def test_what_captions_say():
     assert torch.equal(whole["camera"], scenes.camera)
     assert all((whole[name] == unsaid[name]).all() for name in HIDDEN_ATTRIBUTES)
     told = text.said(captions(scenes, Key(1).generator()))
+    assert all(set(told[name].tolist()) == set(range(unsaid[name] + 1)) for name in text.TOLD)  # all words, and none
     for name, share in (("camera", 0.8), ("pattern", 0.5), ("second_colour", 0.5), ("outline", 0.25)):
         known = told[name] != unsaid[name]
         assert torch.equal(told[name][known], scenes.attribute(name)[known]), name
@@ -61,12 +62,14 @@ def objective():
 def test_training_tells_left_from_right_and_leaves_the_rest():
     tokenizer, learner = build_tokenizer(VOCABULARY), objective()
     before = text.moves(learner, tokenizer, n=64)
-    assert before["pattern"] < 0.8
+    assert before["pattern"] < 0.5
     assert before["left_right"] == before["left_right_before"] and before["others"] == 0
     optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-2, total_steps=800)
     first = learner(text.drawn(tokenizer, 64, Key(0), torch.device("cpu")))
-    assert first["states"] == 0 < first["embeds"] < 2 and first["tell"] > 0.5  # looks are words, if unread as yet
+    assert first["states"] == 0 < first["embeds"] < 0.6 and first["tell"] > 0.5  # looks are words, if unread as yet
+    kept = text.KEEP_STATES * first["states"] + text.KEEP_EMBEDS * first["embeds"]
+    torch.testing.assert_close(first["loss"], first["tell"] + kept)
     for step in range(schedule.total_steps):
         optimizer.zero_grad()
         learner(text.drawn(tokenizer, 32, Key(step), torch.device("cpu")))["loss"].backward()
@@ -74,7 +77,7 @@ def test_training_tells_left_from_right_and_leaves_the_rest():
         schedule.step()
     after = text.moves(learner, tokenizer, n=64)
     assert after["camera"] > 0.9 > before["camera"]
-    assert all(after[name] > before[name] for name in HIDDEN_ATTRIBUTES)
+    assert all(after[name] > max(0.85, before[name]) for name in HIDDEN_ATTRIBUTES)
     assert after["left_right"] > 2 * after["left_right_before"] == 2 * before["left_right"]
     assert after["others"] < after["left_right"]
 

@@ -1,5 +1,6 @@
 """Properties of the weight of a subject's cells."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +11,8 @@ SHARES = st.floats(0, 1)
 
 
 def weight(share: float, signal: float, most: float = SUBJECT) -> float:
-    cell = torch.ones(1, 1, 1, 1, 1)
     """Signal and noise keep the variance."""
+    cell = torch.ones(1, 1, 1, 1, 1)
     return float(subject_weight(share * cell, signal * cell, (1 - signal**2) ** 0.5 * cell, most))
 
 
@@ -31,6 +32,12 @@ def test_half_of_it_at_the_ratio_where_a_subject_is_seen() -> None:
     cell = torch.ones(1, 1, 1, 1, 1)
     assert abs(float(subject_weight(cell, SEEN**0.5 * cell, cell)) - (1 + SUBJECT) / 2) < 1e-6
     assert weight(1, 0.9) > 0.98 * SUBJECT and weight(1, 0.05) < 1.3
+
+
+def test_a_weight_computed_by_hand() -> None:
+    """As much signal as noise: 1 / 1.02 of what a cell may count more, and of that .1 / .25."""
+    assert weight(0.1, 0.5**0.5) == pytest.approx(1.784314, abs=1e-5)
+    assert weight(1, 0.5**0.5) == pytest.approx(2.960784, abs=1e-5)
 
 
 @given(shares=st.tuples(SHARES, SHARES), signals=st.tuples(SHARES, SHARES))

@@ -65,7 +65,7 @@ def test_common_prompts_are_drawn() -> None:
 def test_what_is_left_out() -> None:
     generator = _generator(3)
     scenes = sample_scenes(4000, generator)
-    drawn = captions(scenes, generator)
+    drawn = captions(scenes, generator, looks=False)  # "a white band" is no colour of the object
     camera = torch.tensor(["camera" in caption for caption in drawn]).float()
     still = scenes.camera == 0
     assert abs(camera[still].mean() - 0.5) < 0.05 and abs(camera[~still].mean() - 0.95) < 0.05
