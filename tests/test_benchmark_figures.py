@@ -27,7 +27,7 @@ from backends.world import (
     sample_scenes,
     specified_scenes,
 )
-from benchmarks import clips
+from benchmarks import clips, long_videos
 from benchmarks.clips import draw_prompts
 from benchmarks.first_chunks import PAIR, Answers
 from benchmarks.hidden import kept, with_another_pattern
@@ -220,6 +220,21 @@ def test_an_attribute_that_the_judge_misreads_is_not_judged() -> None:
 
 
 # -- long videos ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_first_chunks_are_asked_for_looks_if_they_are_told(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        pass
+
+    def make_videos(parts, texts, frames, *, seed, batch, openings) -> list[torch.Tensor]:
+        raise Asked(openings)
+
+    monkeypatch.setattr(long_videos, "make_videos", make_videos)
+    monkeypatch.setattr(long_videos, "appoint", lambda *_, **__: referee())
+    with pytest.raises(Asked) as found:
+        long_videos.main(model="toy-unet", prompts=3, short_term="none", long_term="none", told=told)
+    assert found.value.args == (draw_prompts(3, 0, told=told).openings,)
 
 
 def test_a_hidden_pattern_is_kept_or_not() -> None:

@@ -311,6 +311,9 @@ def test_world_clips_come_from_their_generator_and_anchors_from_their_video() ->
     assert one.frames.shape == (6, 2, 3, 32, 32) and one.anchors.shape == (6, 3, 32, 32) and len(one.captions) == 6
     assert torch.equal(one.frames, same.frames) and one.captions == same.captions
     assert not torch.equal(one.frames, other.frames)
+    # What the object looks like is left to memories.
+    lines = ProceduralWorld().clips(64, Key(3).generator(), frames=1, size=8, device=CPU).captions
+    assert not any(" with " in line for line in lines)
     # Its subject is the object, at the clip's own start.
     generator = torch.Generator().manual_seed(1)
     scenes = sample_scenes(6, generator, split="train")

@@ -176,6 +176,41 @@ def test_objects_on_the_ground_touch_it() -> None:
     assert ((lowest + 1) / 32 - 1 - GROUND).abs().max() < 2 / 32 + 0.01
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("pattern", HIDDEN_ATTRIBUTES["pattern"])
+def test_a_pattern_covers_much_of_the_object_but_not_most(shape: str, pattern: str) -> None:
+    one = specified_scenes(_generator(16), n=1, shape=shape, pattern=pattern, colour="red", size="big", outline="dark")
+    white, black = (render(replace(one, second_colour=torch.tensor([i])), size=128).float() for i in range(2))
+    second = (white - black).amax(2) > 60
+    assert 0.15 < second.sum() / object_mask(one, size=128).sum() < 0.5
+
+
+def test_patterns_lie_where_their_names_say() -> None:
+    """At the ends, above and below, and in the corners of a square around the middle, on every shape."""
+    from backends.world.render import _pattern
+
+    u, v = torch.tensor(
+        [[-0.8, 0.0], [0.8, 0.0], [0.0, -0.8], [0.0, 0.8], [-0.8, -0.8], [0.8, 0.8], [0.8, -0.8], [-0.8, 0.8]]
+    ).T
+    wanted = {
+        "core": [0, 0, 0, 0, 0, 0, 0, 0], "halves": [0, 0, 0, 1, 0, 1, 0, 1],
+        "band": [1, 1, 0, 0, 0, 0, 0, 0], "quarters": [0, 0, 0, 0, 1, 1, 0, 0],
+    }  # fmt: skip
+    for shape in range(len(SHAPES)):
+        for kind, name in enumerate(HIDDEN_ATTRIBUTES["pattern"]):
+            second = _pattern(shape, torch.tensor([kind]), u.view(1, 1, 1, -1), v.view(1, 1, 1, -1)) < 0
+            assert second.flatten().long().tolist() == wanted[name], (SHAPES[shape], name)
+
+
+def test_cores_are_as_large_as_fits_on_their_shapes() -> None:
+    """The smallest on the star, whose notches are near; on the ring it is the inner half of what there is."""
+    from backends.world.render import _pattern
+
+    u, v = torch.linspace(0, 1, 1001).view(1, 1, 1, -1), torch.zeros(1, 1, 1, 1001)
+    radii = [(_pattern(shape, torch.tensor([0]), u, v) < 0).sum().item() / 1000 for shape in range(len(SHAPES))]
+    assert radii == pytest.approx([0.50, 0.46, 0.38, 0.42, 0.40, 0.71], abs=2e-3)
+
+
 def test_contact_sheet() -> None:
     from backends.world.__main__ import contact_sheet
 
