@@ -39,6 +39,9 @@ def batches(recipe=RECIPE, **changes):
     return ClipBatches(replace(toy_model(), **changes), ToyClips(), recipe, batch=recipe.loop.batch, name="t")
 
 
+# --- noise and times -------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow"])
 def test_targets_lead_back_to_the_clean_latents(kind):
     flow = kind == "flow"
@@ -92,6 +95,9 @@ def test_unknown_prediction_types_are_told():
         Diffusion(scheduler)
 
 
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
 @given(text=st.floats(0, 1), anchor=st.floats(0, 1))
 @example(text=1.0, anchor=0.5)
 @example(text=0.9, anchor=0.9)
@@ -132,6 +138,9 @@ def test_without_imperfections_the_memory_is_the_clip_s_own_beginning():
     decoded = model.codec.decode(batch.tail.latents)
     torch.testing.assert_close(batch.tail.frames, decoded, rtol=0, atol=0.6 / 255)
     assert (batch.weight[:, : WINDOW.overlap] == 0).all() and (batch.weight[:, WINDOW.overlap :] == 1).all()
+
+
+# --- weights of cells and forgotten clips ----------------------------------------------------------------------------
 
 
 class SomeSubject(ClipDataset):
@@ -221,6 +230,9 @@ def test_what_is_forgotten_is_not_injected_either():
     assert cam_recipe().forgetting == 0 and memories_recipe().forgetting == apm_recipe().forgetting
 
 
+# --- imperfect and dropped conditions --------------------------------------------------------------------------------
+
+
 def test_imperfections_are_as_large_as_told():
     quiet = replace(RECIPE, condition_noise=0.0, condition_drift=0.0)
     still = first(quiet).tail
@@ -256,6 +268,9 @@ def test_oblong_models_are_told():
     model = toy_model()
     with pytest.raises(UserError, match="clips are square, toy makes 16x32 pixels"):
         batches(defaults=replace(model.defaults, width=32))
+
+
+# --- objective -------------------------------------------------------------------------------------------------------
 
 
 def objective(model=None):
@@ -296,6 +311,9 @@ def test_only_the_memories_learn_each_at_its_rate():
     module(first())["loss"].backward()
     assert all((value.grad is not None) == (name in grouped) for name, value in module.named_parameters())
     assert not any(part.training for part in module.modules())
+
+
+# --- training --------------------------------------------------------------------------------------------------------
 
 
 def options(tmp_path, **changes):
@@ -373,6 +391,9 @@ def test_any_backbone_can_be_trained(tmp_path, backend, condition):
     assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
 
 
+# --- what is seen of the last frames ---------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("command", [train_cam, train_memories])
 def test_codecs_that_pack_time_are_served_by_latents(tmp_path, monkeypatch, command):
     monkeypatch.setattr(adapters.train, "open_model", lambda work: toy_model(tmp_path, packs=2))
@@ -416,6 +437,9 @@ def test_parts_that_are_not_shown_the_last_frames_in_two_ways(tmp_path, part):
     assert not (tmp_path / "work").exists()
 
 
+# --- gradient checkpointing ------------------------------------------------------------------------------------------
+
+
 def unet_model():
     """A small UNet of diffusers' own as backbone; everything else is the toy's."""
     from diffusers import UNet3DConditionModel
@@ -457,6 +481,9 @@ def test_backbones_without_checkpointing_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(adapters.train, "open_model", lambda work: toy_model(tmp_path))
     with pytest.raises(UserError, match="ToyBackbone of toy has no gradient checkpointing: leave --checkpoint-gradien"):
         command_line("cam", tmp_path, toy=True, checkpoint_gradients=True)
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
 
 
 def test_commands_train_what_they_say(tmp_path, monkeypatch):

@@ -102,6 +102,9 @@ def drawn(n: int, seed: int = 0) -> dict[str, torch.Tensor]:
     return {"fine": fine, "enlarged": fine + 0.3 * residual, "object": nowhere, "text": text}
 
 
+# --- what training noises --------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("strength", [0.1, 0.3, 0.7])
 @pytest.mark.parametrize("kind, steps", [("ddim", 1), ("ddim", 7), ("dpm++", 6)])
 def test_who_predicts_the_fine_video_follows_the_trained_way(strength: float, kind: str, steps: int) -> None:
@@ -193,6 +196,9 @@ def test_the_objects_cells_count_more() -> None:
     torch.testing.assert_close(ratios, 1 + (SUBJECT - 1) * signal**2 / (signal**2 + SEEN * noise**2))
 
 
+# --- pairs of a fine video and a small one ---------------------------------------------------------------------------
+
+
 def test_a_pair_is_a_fine_video_and_a_small_one_that_the_base_model_remade_enlarged() -> None:
     """Here by a base model that makes the negative of every clip, of ten in groups of eight and two."""
     parts, scenes, n = frozen(), sample_scenes(10, Key(0).generator()), 10
@@ -275,6 +281,9 @@ def test_enlarged_as_the_enhancement_enlarges() -> None:
     frames = render(sample_scenes(1, Key(0).generator()), frames=2)
     expected = model.codec.encode(enhancer.enlarge(frames).float() / 255)
     torch.testing.assert_close(stage3_latents(stage3, frames.float() / 255, range(2)), expected, atol=0.01, rtol=0)
+
+
+# --- the command and its report --------------------------------------------------------------------------------------
 
 
 def test_trains_and_enhances(tmp_path: Path) -> None:

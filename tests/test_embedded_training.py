@@ -42,6 +42,9 @@ def toy(work: Path, **options) -> TrainOptions:
     return TrainOptions(work=work, toy=True, device="cpu", batch=2, steps=2, **options)
 
 
+# --- all trainers ----------------------------------------------------------------------------------------------------
+
+
 def test_every_part_trains_and_loads_again(tmp_path: Path) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
     from transformers import (
@@ -89,6 +92,9 @@ def test_initial_weights_move_no_global_generator(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
+# --- autoencoder -----------------------------------------------------------------------------------------------------
+
+
 def test_standardised_latents_are_normal_and_pictures_stay() -> None:
     torch.manual_seed(0)
     model = build_vae(toy=True).eval()
@@ -101,6 +107,9 @@ def test_standardised_latents_are_normal_and_pictures_stay() -> None:
         torch.testing.assert_close(folded.decode(new.mean).sample, model.decode(old.mean).sample, atol=1e-4, rtol=1e-3)
         scale = old.mean.std(dim=(0, 2, 3))[None, :, None, None]
         torch.testing.assert_close(new.std * scale, old.std, atol=1e-4, rtol=1e-3)
+
+
+# --- denoisers -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -218,6 +227,9 @@ def test_no_dropout_is_left_in_training() -> None:
         assert torch.equal(*(unet(x, 5, encoder_hidden_states=text).sample for _ in range(2)))
 
 
+# --- text and its contrast with frames -------------------------------------------------------------------------------
+
+
 def test_contrast_against_a_plain_loop() -> None:
     a, b = (F.normalize(Key(i).normal(5, 4), dim=-1) for i in (0, 1))
     code = torch.tensor([0, 1, 0, 2, 1])
@@ -261,6 +273,9 @@ def test_the_text_encoder_pools_at_the_end_whatever_follows() -> None:
         torch.testing.assert_close(encoder(short).text_embeds, encoder(short[:, :4]).text_embeds)
 
 
+# --- judge -----------------------------------------------------------------------------------------------------------
+
+
 def test_a_judge_survives_its_file_and_rejects_others(tmp_path: Path) -> None:
     config = JudgeConfig(attributes={"place": ("moon", "snow"), "shape": ("ball", "cube", "star")})
     torch.manual_seed(0)
@@ -300,6 +315,9 @@ def test_spoilt_clips_stay_close_and_differ_by_generator() -> None:
     one, same, other = (judging.spoil(frames, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert (one.mean() - frames.float().mean() / 255).abs() < 0.06
+
+
+# --- clips for memories ----------------------------------------------------------------------------------------------
 
 
 def test_world_clips_come_from_their_generator_and_anchors_from_their_video() -> None:
