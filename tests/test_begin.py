@@ -38,7 +38,8 @@ def options(work: Path, **changes) -> TrainOptions:
 def a_line() -> torch.nn.Linear:
     """An objective for `fit`: its loss is the square of its two numbers, which begin as 1 and 1."""
     line = torch.nn.Linear(1, 1)
-    torch.nn.init.ones_(line.weight), torch.nn.init.ones_(line.bias)
+    for value in line.parameters():
+        torch.nn.init.ones_(value)
     line.forward = lambda x: {"loss": line.weight.square().sum() + line.bias.square().sum()}
     return line
 
