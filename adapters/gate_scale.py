@@ -16,8 +16,8 @@ def context_spread(model: Model, captions: Sequence[str], device: torch.device |
     """Standard deviation of the text at the backbone's context sites, the mean over the sites; padding counts if the
     backbone reads it.
 
-    captions: as long as those that are trained on. device: where to compute, and where the backbone stays; None: the CPU. Raises UserError
-    if the backbone reaches no context site.
+    captions: as long as those that are trained on. device: where to compute, and where the backbone stays; None: the
+    CPU. Raises UserError if the backbone reaches no context site.
     """
     device = torch.device("cpu") if device is None else device
     text, codec, defaults = model.text(list(captions)), model.codec, model.defaults

@@ -264,7 +264,7 @@ def test_apm_s_training_scales_and_turns_its_gates(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(adapters.train, "fit", spy)
     recipe = replace(memories_recipe(toy=True), gate_rate=7.0)
     train("t", model, short.requires_grad_(False), long, recipe, options(tmp_path), lambda: None, dataset=ToyClips())
-    caption = ToyClips().prompts(1, Key(recipe.loop.seed).fold("spread").generator())
+    caption = ToyClips().prompts(adapters.train.CAPTIONS, Key(recipe.loop.seed).fold("spread").generator())
     gate = long.mixers[0].alpha
     factors = [factor for values, factor in given["groups"] if any(value is gate for value in values)]
     assert factors == [pytest.approx(7.0 * context_spread(model, caption))]
