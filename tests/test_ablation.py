@@ -111,6 +111,23 @@ def test_a_dataset_that_does_not_know(tmp_path, monkeypatch, capfd):
     assert "--told-once: the dataset procedural-world does not know what prompts leave open" in capfd.readouterr().err
 
 
+def test_as_many_openings_as_prompts(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(ProceduralWorld, "openings", lambda self, n, generator: ["a red ball rolls"])
+    assert run("ablate", *QUICK, "--told-once", "--prompts", 3, "--output", tmp_path / "out") == 2
+    line = "--told-once: the dataset procedural-world gave 1 openings for 3 prompts: mend it"
+    assert line in capfd.readouterr().err
+
+
+def test_a_model_without_words_for_openings(tmp_path, monkeypatch, capfd):
+    made = ["a red ball with a chequered band rolls"] * 2
+    monkeypatch.setattr(ProceduralWorld, "openings", lambda self, n, generator: made)
+    asked = ("--told-once", "--prompts", 2, "--model", "tiny-modelscope", "--output", tmp_path / "out")
+    assert run("ablate", *asked) == 2
+    told = capfd.readouterr().err
+    assert "--told-once asks tiny-modelscope for what it has no words for: " in told and "chequered" in told
+    assert not list((tmp_path / "out" / "variants").glob("*.json"))
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 

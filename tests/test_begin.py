@@ -245,6 +245,19 @@ def test_a_cam_of_other_settings_is_refused(tmp_path: Path, trained: Path, chang
         train_cam(options(tmp_path / "other", begin=trained, **changes))
 
 
+def test_memories_of_another_base_model_are_told(tmp_path: Path) -> None:
+    model = toy_model()
+    short, long = new_cam(model), new_apm(model)
+    foreign = new_cam(model)
+    foreign.config = replace(foreign.config, sites=foreign.config.sites[:1])
+    foreign.save(tmp_path / "foreign")
+    long.save(tmp_path / "long")
+    with pytest.raises(UserError, match="foreign was trained for another base model"):
+        adapters.train._begin(short, tmp_path / "foreign")
+    with pytest.raises(UserError, match="long holds a APM, not a CAM: give another folder"):
+        adapters.train._begin(short, tmp_path / "long")
+
+
 # --- the gates of APM ------------------------------------------------------------------------------------------------
 
 

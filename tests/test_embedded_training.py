@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from backends.embedded import train_base as base
 from backends.embedded import train_clip as clip
 from backends.embedded import train_enhancer as enhancer
+from backends.embedded import train_image, train_text
 from backends.embedded import train_judge as judging
 from backends.embedded import train_unet as unets
 from backends.embedded import train_vae as vae
@@ -25,7 +26,7 @@ from backends.embedded.config import (
     without_dropout,
 )
 from backends.embedded.judge import Judge, JudgeConfig
-from backends.embedded.pool import PERIOD, random_start
+from backends.embedded.pool import PERIOD, random_start, two_captions
 from backends.embedded.tokenizer import BOS, EOS, PAD, UNKNOWN, build_tokenizer, token_numbers
 from backends.world import VOCABULARY, captions, object_mask, render, sample_scenes
 from backends.world.dataset import LATEST_START, ProceduralWorld
@@ -342,3 +343,18 @@ def test_world_clips_come_from_their_generator_and_anchors_from_their_video() ->
     # An anchor is likelier to look like its own video's clip than like another's.
     distance = (one.anchors[:, None].float() - one.frames[None, :, 0].float()).abs().mean(dim=(2, 3, 4))
     assert (distance.argmin(dim=1) == torch.arange(6)).sum() >= 4
+
+
+def test_captions_of_another_world_are_told() -> None:
+    """Wherever captions are read: by the base model, by the text encoder's and by the image encoder's training."""
+    tokenizer = build_tokenizer([word for word in VOCABULARY if word not in ("core", "with")])
+    line = r"does not know words of today's captions \(core, with\): begin in a new --work"
+    scenes, generator = sample_scenes(64, Key(0).generator()), torch.Generator().manual_seed(0)
+    encoder = build_text_encoder(len(tokenizer), toy=True).eval()
+    for read in (
+        lambda: two_captions(tokenizer, encoder, scenes, generator),
+        lambda: train_text.drawn(tokenizer, 64, Key(0), CPU),
+        lambda: train_image._slices(tokenizer)(scenes, generator),
+    ):
+        with pytest.raises(UserError, match=line):
+            read()

@@ -17,7 +17,16 @@ from streaming.datasets import RollingPool, draw
 from streaming.errors import UserError
 from streaming.keys import Key
 from streaming.train_state import Progress, lighten, read_state, write_state
-from streaming.training import NOT_FINITE_LIMIT, RESTART_WARMUP, Recipe, Result, TrainOptions, fit, learning_rate
+from streaming.training import (
+    NOT_FINITE_LIMIT,
+    RESTART_WARMUP,
+    Recipe,
+    Result,
+    TrainOptions,
+    fit,
+    learning_rate,
+    training_device,
+)
 
 RECIPE = Recipe(steps=12, batch=4, learning_rate=0.05, warmup=2, ema=0.5, log_every=1, weight_decay=0.0)
 CPU = torch.device("cpu")
@@ -194,6 +203,20 @@ def test_a_pool_makes_every_slice_once() -> None:
 def test_options_must_be_above_0(name: str, value: float, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"--{name} must be above 0, not {value}"):
         TrainOptions(work=tmp_path, **{name: value})
+
+
+def test_every_process_has_its_own_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    free, cpu = TrainOptions(work=tmp_path), TrainOptions(work=tmp_path, device="cpu")
+    assert training_device(cpu) == torch.device("cpu")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert training_device(free) == torch.device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert training_device(free) == torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training_device(free) == torch.device("cpu")
+    with pytest.raises(UserError, match="--device cuda: no CUDA device is to be seen"):
+        training_device(TrainOptions(work=tmp_path, device="cuda"))
 
 
 def test_unknown_parts_and_devices_are_told(tmp_path: Path) -> None:
